@@ -1,0 +1,179 @@
+// Trains on several texts in sequence. The order of events in a step is that of any
+// large trainer; the comments marked "Hook" are where an instrument looks in.
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "adamw.hpp"
+#include "data.hpp"
+#include "model.hpp"
+#include "options.hpp"
+#include "report.hpp"
+
+namespace trainer {
+namespace {
+
+// Separate streams of random numbers for separate uses of a seed.
+enum class Stream : std::uint64_t { weights, training, reference };
+
+class Trainer {
+ public:
+  explicit Trainer(const Options& options)
+      : options_(options),
+        model_(options.model, Random::keyed(options.seed, Stream::weights).next()),
+        optimizer_(model_.parameters(), options.adamw),
+        progress_(passes_planned(options)),
+        losses_(options.losses) {
+    for (const TaskFile& task : options.tasks)
+      tasks_.emplace_back(task.name, task.path, options.model.context);
+  }
+
+  void run() {
+    std::vector<std::string> names;
+    for (const Corpus& task : tasks_) names.push_back(task.name());
+    ForgettingTable table(names);
+    describe();
+
+    table.add_row("before training", evaluate(options_.final_eval_batches));
+    for (std::size_t t = 0; t < tasks_.size(); ++t) {
+      // Hook: task t begins.
+      progress_.resume();
+      for (int step = 1; step <= options_.steps; ++step) {
+        train_step(t, step);
+        if (options_.eval_every > 0 && step % options_.eval_every == 0 && step < options_.steps)
+          evaluate(options_.eval_batches);
+      }
+      progress_.pause();
+      table.add_row("after " + names[t], evaluate(options_.final_eval_batches));
+      if (options_.reference_batches > 0) reference_gradients(t);
+      // Hook: task t ends.
+    }
+    losses_.close();
+    table.print();
+  }
+
+ private:
+  // One optimizer step on task t.
+  void train_step(std::size_t t, int step) {
+    const Corpus& task = tasks_[t];
+    const auto& parameters = model_.parameters();
+
+    model_.zero_gradients();
+    double loss = 0;
+    for (int micro = 0; micro < options_.accumulate; ++micro) {
+      const Batch batch = task.training_batch(
+          options_.model.sequences,
+          Random::keyed(options_.seed, Stream::training, t, step, micro));
+      loss += model_.forward(batch).loss / options_.accumulate;
+      model_.backward(batch, 1.0f / static_cast<float>(options_.accumulate));
+      progress_.passed(3);
+    }
+
+    const double norm = gradient_norm(parameters);
+    const double clip = clip_scale(norm, options_.clip);
+    // Hook: gradients are final, before clipping; the step will use clip * gradient.
+
+    scale_gradients(parameters, clip);
+    optimizer_.step(parameters, warm_up(step));
+    ++total_steps_;
+    // Hook: weights are updated; gradients are still those of this step, clipped.
+
+    losses_.train(task.name(), step, loss, norm);
+    progress_.training(task.name(), step, options_.steps, loss,
+                       options_.accumulate * options_.model.sequences * options_.model.context);
+  }
+
+  // Begins anew with each task: AdamW's moments need to get used to the new text.
+  double warm_up(int step) const {
+    return step >= options_.warm_up ? 1.0 : static_cast<double>(step) / options_.warm_up;
+  }
+
+  // Held-out loss and accuracy of every task, on the same batches at every call.
+  std::vector<Score> evaluate(int batches) {
+    progress_.pause();
+    std::vector<Score> scores;
+    std::string line = "  evaluation at step " + std::to_string(total_steps_) + ":";
+    for (const Corpus& task : tasks_) {
+      Score score;
+      double tokens = 0;
+      for (const Batch& batch : task.held_out_batches(batches, options_.model.sequences)) {
+        const Score part = model_.forward(batch);
+        score.loss += part.loss * batch.tokens();
+        score.accuracy += part.accuracy * batch.tokens();
+        tokens += batch.tokens();
+      }
+      progress_.passed(batches);
+      score.loss /= tokens;
+      score.accuracy /= tokens;
+      // Hook: a task's held-out loss and accuracy are known.
+      losses_.evaluation(task.name(), total_steps_, score);
+      char text[96];
+      std::snprintf(text, sizeof text, "  %.4f (%.1f %%)", score.loss, 100 * score.accuracy);
+      line += "  " + task.name() + text;
+      scores.push_back(score);
+    }
+    progress_.note(line);
+    progress_.resume();
+    return scores;
+  }
+
+  // Gradients of the task just learnt, a batch at a time, all at the same weights.
+  void reference_gradients(std::size_t t) {
+    const Corpus& task = tasks_[t];
+    for (int i = 0; i < options_.reference_batches; ++i) {
+      const Batch batch =
+          task.training_batch(options_.model.sequences,
+                              Random::keyed(options_.seed, Stream::reference, t, i));
+      model_.zero_gradients();
+      const double loss = model_.forward(batch).loss;
+      model_.backward(batch, 1.0f);
+      // Hook: the gradients are one reference gradient of task t.
+      losses_.reference(task.name(), i, loss, gradient_norm(model_.parameters()));
+      progress_.passed(3);
+    }
+    // Hook: all reference gradients of task t have been seen.
+  }
+
+  static double passes_planned(const Options& o) {
+    const double tasks = static_cast<double>(o.tasks.size());
+    const int evaluations = o.eval_every > 0 ? (o.steps - 1) / o.eval_every : 0;
+    return tasks * (3.0 * o.steps * o.accumulate + 3.0 * o.reference_batches +
+                    tasks * evaluations * o.eval_batches) +
+           tasks * (tasks + 1) * o.final_eval_batches;
+  }
+
+  void describe() {
+    char text[160];
+    std::snprintf(text, sizeof text,
+                  "%zu parameters in %zu tensors, %.1f MFLOP a token, %d threads",
+                  model_.parameter_count(), model_.parameters().size(),
+                  model_.flops_per_token() * 1e-6, omp_get_max_threads());
+    progress_.note(text);
+  }
+
+  const Options options_;
+  Model<float> model_;
+  AdamW<float> optimizer_;
+  std::vector<Corpus> tasks_;
+  Progress progress_;
+  LossFile losses_;
+  long total_steps_ = 0;
+};
+
+}  // namespace
+}  // namespace trainer
+
+int main(int argc, char** argv) {
+  try {
+    const trainer::Options options = trainer::parse_options(argc, argv);
+    if (options.help)
+      trainer::print_help();
+    else
+      trainer::Trainer(options).run();
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "trainer: %s\n", error.what());
+    return 1;
+  }
+}
