@@ -1,0 +1,149 @@
+//! Cuts slices into units of work and units into blocks, and brings each block into fp32 lanes.
+//!
+//! A unit is a fixed range of indices of a slice, whatever the number of threads, so results do not depend on it. A block
+//! is up to 4,096 elements on a chunk boundary. fp32 data that lies side by side is used where it is; everything else
+//! (other types, strided heads, ragged shards) is staged in a buffer that stays in the first-level cache.
+
+use super::kernels::BLOCK;
+use crate::device::{GradientSums, Kept, SliceRead, Span};
+use crate::sketch::CHUNK;
+
+/// Elements of a unit: large enough to outweigh the 64 KiB sketch that it fills, small enough to share out.
+pub const UNIT: u64 = 1 << 20;
+
+/// Buffer for one block.
+#[repr(align(64))]
+pub struct Staging(pub [f32; BLOCK]);
+
+impl Staging {
+    pub fn new() -> Self {
+        Self([0.0; BLOCK])
+    }
+}
+
+/// The units of a slice, in order.
+pub fn units(span: Span) -> impl Iterator<Item = Span> {
+    let first = span.start / UNIT;
+    let last = span.end.div_ceil(UNIT);
+    (first..last).map(move |unit| Span {
+        start: (unit * UNIT).max(span.start),
+        end: ((unit + 1) * UNIT).min(span.end),
+    })
+}
+
+/// The blocks of a unit, in order.
+pub fn blocks(unit: Span) -> impl Iterator<Item = Block> {
+    let size = BLOCK as u64;
+    (unit.start / size..unit.end.div_ceil(size)).map(move |block| Block {
+        start: (block * size).max(unit.start),
+        end: ((block + 1) * size).min(unit.end),
+    })
+}
+
+/// A range of indices inside one aligned stretch of 4,096.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl Block {
+    /// First chunk that the block touches.
+    pub fn first_chunk(self) -> u64 {
+        self.start / CHUNK as u64
+    }
+
+    /// The block with both ends on chunk boundaries.
+    fn whole_chunks(self) -> Span {
+        let chunk = CHUNK as u64;
+        Span { start: self.start / chunk * chunk, end: self.end.next_multiple_of(chunk) }
+    }
+
+    fn is_whole(self) -> bool {
+        self.whole_chunks() == Span { start: self.start, end: self.end }
+    }
+
+    /// The block's elements of the trainer's memory in fp32, filled up to whole chunks with zeros; and how many were read.
+    pub fn read<'s>(self, read: &SliceRead<'s>, staging: &'s mut Staging) -> (&'s [f32], u64) {
+        let mut touching = read.segments.iter().filter(|s| s.index < self.end && s.end() > self.start);
+        if let (Some(segment), None, true) = (touching.next(), touching.next(), self.is_whole())
+            && segment.is_contiguous()
+            && segment.index <= self.start
+            && segment.end() >= self.end
+        {
+            let offset = segment.offset + (self.start - segment.index) as i64;
+            // SAFETY: the segment covers the block, and segments reach readable elements only (Memory::new).
+            if let Some(values) = unsafe { read.memory.in_place(offset, (self.end - self.start) as usize) } {
+                return (values, self.end - self.start);
+            }
+        }
+        let whole = self.whole_chunks();
+        let values = &mut staging.0[..whole.len()];
+        values.fill(0.0);
+        let mut count = 0;
+        for segment in read.segments {
+            for (index, offset, length) in segment.runs(self.start, self.end) {
+                let at = (index - whole.start) as usize;
+                // SAFETY: the run is part of the segment, which reaches readable elements only (Memory::new).
+                unsafe { read.memory.gather(offset, segment.column_step, &mut values[at..at + length]) };
+                count += length as u64;
+            }
+        }
+        (values, count)
+    }
+
+    /// The block's elements of kept values, filled up to whole chunks with zeros.
+    pub fn kept<'s>(self, kept: &Kept<'s>, staging: &'s mut Staging) -> &'s [f32] {
+        let whole = self.whole_chunks();
+        if whole.start >= kept.span.start && whole.end <= kept.span.end {
+            let at = (whole.start - kept.span.start) as usize;
+            return &kept.values[at..at + whole.len()];
+        }
+        let values = &mut staging.0[..whole.len()];
+        values.fill(0.0);
+        let (low, high) = (self.start.max(kept.span.start), self.end.min(kept.span.end));
+        if low < high {
+            let source = &kept.values[(low - kept.span.start) as usize..(high - kept.span.start) as usize];
+            values[(low - whole.start) as usize..][..source.len()].copy_from_slice(source);
+        }
+        values
+    }
+
+    /// The part of `values` (whole chunks) that belongs to the block itself.
+    pub fn inside(self, values: &[f32]) -> &[f32] {
+        let from = (self.start - self.whole_chunks().start) as usize;
+        &values[from..from + (self.end - self.start) as usize]
+    }
+}
+
+/// Replaces NaN and infinities by zero if `peak` says that there are any. Returns clean values, their peak, the count.
+pub fn sanitize<'s>(
+    values: &'s [f32],
+    peak: impl Fn(&[f32]) -> u32,
+    staging: &'s mut Staging,
+) -> (&'s [f32], f32, u64) {
+    let bits = peak(values);
+    if bits < f32::INFINITY.to_bits() {
+        return (values, f32::from_bits(bits), 0);
+    }
+    let clean = &mut staging.0[..values.len()];
+    let mut bad = 0;
+    for (clean, value) in clean.iter_mut().zip(values) {
+        *clean = if value.is_finite() { *value } else { 0.0 };
+        bad += u64::from(!value.is_finite());
+    }
+    let peak = f32::from_bits(peak(clean));
+    (clean, peak, bad)
+}
+
+/// A block of the trainer's memory, clean, with what every pass wants to know of it.
+pub fn load<'s>(
+    block: Block,
+    read: &SliceRead<'s>,
+    peak: impl Fn(&[f32]) -> u32,
+    [staging, clean]: [&'s mut Staging; 2],
+) -> (&'s [f32], GradientSums) {
+    let (values, count) = block.read(read, staging);
+    let (values, peak, non_finite) = sanitize(values, peak, clean);
+    (values, GradientSums { count, non_finite, squares: 0.0, peak })
+}

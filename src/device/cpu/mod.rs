@@ -1,0 +1,113 @@
+//! Host memory: SIMD kernels on a pool of threads.
+//!
+//! Work is shared out in units of fixed size and their results are added in the order of the units, so a result has the
+//! same bits on one thread and on many. The pool's threads set their own rounding and denormal mode: a trainer built
+//! with -Ofast flushes denormals process-wide.
+
+mod accumulate;
+mod block;
+mod gradients;
+pub mod kernels;
+mod parameters;
+mod vector;
+
+use crate::device::{AccumulateJob, Device, GradientJob, ParameterJob};
+use crate::sketch::{CHUNK, Layout};
+use block::{Block, Staging};
+use kernels::{Kernels, normalizer};
+use rayon::prelude::*;
+
+/// The host's processors.
+pub struct Cpu {
+    pool: rayon::ThreadPool,
+    kernels: Kernels,
+}
+
+impl Cpu {
+    /// A device that works with `threads` threads.
+    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Self::with_kernels(threads, Kernels::available()[0])
+    }
+
+    /// A device that uses the given kernels instead of the best ones: for tests and benches.
+    pub fn with_kernels(threads: usize, kernels: Kernels) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("fgs-cpu-{index}"))
+            .start_handler(|_| set_float_mode())
+            .build()?;
+        Ok(Self { pool, kernels })
+    }
+
+    /// Adds a block to a sketch of fp32 buckets.
+    fn sketch(&self, layout: &Layout, block: Block, values: &[f32], buckets: &mut [f32]) {
+        if layout.identity {
+            let at = block.start as usize;
+            for (bucket, value) in buckets[at..].iter_mut().zip(block.inside(values)) {
+                *bucket += value;
+            }
+        } else {
+            (self.kernels.sketch)(values, layout, block.first_chunk(), buckets);
+        }
+    }
+
+    /// Adds a block to a sketch of fp64 buckets.
+    fn sketch_f64(&self, layout: &Layout, block: Block, values: &[f32], buckets: &mut [f64]) {
+        if layout.identity {
+            let at = block.start as usize;
+            for (bucket, value) in buckets[at..].iter_mut().zip(block.inside(values)) {
+                *bucket += f64::from(*value);
+            }
+        } else {
+            (self.kernels.sketch_f64)(values, layout, block.first_chunk(), buckets);
+        }
+    }
+}
+
+impl Device for Cpu {
+    fn gradients(&self, jobs: &mut [GradientJob]) {
+        gradients::run(self, jobs);
+    }
+
+    fn accumulate(&self, jobs: &mut [AccumulateJob]) {
+        accumulate::run(self, jobs);
+    }
+
+    fn parameters(&self, jobs: &mut [ParameterJob]) {
+        parameters::run(self, jobs);
+    }
+
+    fn norm(&self, values: &[f32]) -> (f64, f32) {
+        let block = |values: &[f32]| {
+            let mut staging = Staging::new();
+            let whole = values.len().next_multiple_of(CHUNK);
+            let values = if whole == values.len() {
+                values
+            } else {
+                staging.0[..values.len()].copy_from_slice(values);
+                &staging.0[..whole]
+            };
+            let peak = f32::from_bits((self.kernels.peak)(values));
+            ((self.kernels.squares)(values, normalizer(peak)), peak)
+        };
+        let blocks: Vec<_> = self.pool.install(|| values.par_chunks(kernels::BLOCK).map(block).collect());
+        blocks.into_iter().fold((0.0, 0.0), |(sum, peak), (squares, high)| (sum + squares, high.max(peak)))
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        // SAFETY: sysconf has no preconditions.
+        let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        pages.max(0) as u64 * size.max(0) as u64
+    }
+}
+
+/// Sets this thread to round to nearest, keep denormals, and raise nothing.
+pub fn set_float_mode() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        /// All exceptions masked, round to nearest, no flushing of denormals: the state at process start.
+        const MXCSR: u32 = 0x1f80;
+        // SAFETY: loads a valid control word from memory; the thread belongs to the library.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &MXCSR, options(nostack, readonly)) };
+    }
+}

@@ -1,0 +1,105 @@
+//! Element types, and the one type that holds a pointer into the trainer's memory.
+
+use half::{bf16, f16};
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    F32,
+    F64,
+    Bf16,
+    F16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F64 => 8,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// The first element of a buffer in host memory that belongs to the trainer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    base: *const u8,
+    pub dtype: DType,
+}
+
+// SAFETY: a Memory is an address; it is read only inside calls during which the trainer guarantees that the buffer is
+// alive and not written to (see `Memory::new`), from whichever thread of the pool takes the work.
+unsafe impl Send for Memory {}
+// SAFETY: as above; nothing is ever written through it.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// # Safety
+    /// Whenever a device is handed this value together with segments, every element that the segments reach must be
+    /// readable for the length of the call. `base` must be aligned to the element's size.
+    pub unsafe fn new(base: *const u8, dtype: DType) -> Self {
+        Self { base, dtype }
+    }
+
+    /// Address of the first element, as a number: for comparison and alignment only.
+    pub fn address(self) -> usize {
+        self.base as usize
+    }
+
+    /// Elements `offset .. offset + length`, if they are fp32 and can be read in place.
+    ///
+    /// # Safety
+    /// The elements must be readable for `'a`: the promise of [`Memory::new`].
+    pub(super) unsafe fn in_place<'a>(self, offset: i64, length: usize) -> Option<&'a [f32]> {
+        // SAFETY: the caller promises the range.
+        (self.dtype == DType::F32).then(|| unsafe {
+            std::slice::from_raw_parts(self.base.cast::<f32>().offset(offset as isize), length)
+        })
+    }
+
+    /// Converts `out.len()` elements, the first at `offset`, `stride` elements apart, to fp32.
+    ///
+    /// # Safety
+    /// The elements must be readable: the promise of [`Memory::new`].
+    #[inline]
+    pub(super) unsafe fn gather(self, offset: i64, stride: i64, out: &mut [f32]) {
+        // SAFETY (all arms): the caller promises the range, and `base` is aligned for its element type.
+        unsafe {
+            match self.dtype {
+                DType::F32 => gather(self.base.cast::<f32>(), offset, stride, out, |x| x),
+                DType::F64 => gather(self.base.cast::<f64>(), offset, stride, out, |x| x as f32),
+                DType::Bf16 => gather(self.base.cast::<u16>(), offset, stride, out, |x| f32::from_bits(u32::from(x) << 16)),
+                DType::F16 if stride == 1 => {
+                    use half::slice::HalfFloatSliceExt;
+                    let source = self.base.cast::<f16>().offset(offset as isize);
+                    std::slice::from_raw_parts(source, out.len()).convert_to_f32_slice(out);
+                }
+                DType::F16 => gather(self.base.cast::<f16>(), offset, stride, out, f16::to_f32),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`Memory::gather`].
+#[inline(always)]
+unsafe fn gather<T: Copy>(base: *const T, offset: i64, stride: i64, out: &mut [f32], convert: impl Fn(T) -> f32) {
+    // SAFETY: the caller promises that every element reached is readable.
+    unsafe {
+        let first = base.offset(offset as isize);
+        if stride == 1 {
+            let source = std::slice::from_raw_parts(first, out.len());
+            for (out, &value) in out.iter_mut().zip(source) {
+                *out = convert(value);
+            }
+        } else {
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = convert(*first.offset(k as isize * stride as isize));
+            }
+        }
+    }
+}
+
+const _: () = assert!(size_of::<bf16>() == 2 && size_of::<f16>() == 2);
