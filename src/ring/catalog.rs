@@ -1,17 +1,12 @@
 //! The catalog: what the ids in the records mean, so that a reader needs the file and nothing else.
 //!
-//! It is append-only. An entry is framed by one 64-bit word and padded with zeros to whole words; the writer stores the
-//! words and then publishes the new length with Release, so a reader sees an entry entirely or not at all. All numbers
-//! are little-endian.
+//! It is append-only: the writer stores an entry and then publishes the new length with Release, so a reader sees an
+//! entry entirely or not at all. An entry may come again for the same id and then replaces the earlier one.
 //!
-//! ```text
-//! u32 bytes of the body   u16 type   u16 zero   body   zeros up to a multiple of 8
-//! ```
-//!
-//! A text is a `u32` count of bytes and UTF-8. Readers skip types that they do not know and ignore what follows the
-//! fields that they do know, so both can be added without a new layout version.
-//!
-//! An entry may come again for the same id and then replaces the earlier one.
+//! Readers skip types that they do not know and ignore what follows the fields that they do know, so both can be added
+//! without a new layout version. A type's number and the order of its fields are for ever.
+
+use super::codec::{Decoder, Encoder};
 
 /// One fact about the records.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,9 +66,6 @@ pub struct TensorEntry {
     pub flags: u32,
 }
 
-/// The first word of an entry.
-pub(super) const FRAME_BYTES: u64 = 8;
-
 /// The types of entries, as numbers in the file.
 mod code {
     pub const KIND: u16 = 1;
@@ -88,33 +80,8 @@ mod code {
     pub const ATTRIBUTE: u16 = 10;
 }
 
-/// The first word of an entry, taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub body_bytes: u32,
-    pub code: u16,
-}
-
-impl Frame {
-    pub fn from_word(word: u64) -> Self {
-        Frame {
-            body_bytes: word as u32,
-            code: (word >> 32) as u16,
-        }
-    }
-
-    fn to_word(self) -> u64 {
-        u64::from(self.body_bytes) | u64::from(self.code) << 32
-    }
-
-    /// The body with its padding, in words.
-    pub fn body_words(&self) -> u64 {
-        u64::from(self.body_bytes).div_ceil(8)
-    }
-}
-
 impl Entry {
-    /// The entry as words, frame included; `None` if it is larger than any catalog.
+    /// The entry as words, its frame first; `None` if it is larger than any catalog.
     pub(super) fn encode(&self) -> Option<Vec<u64>> {
         let mut out = Encoder::default();
         let code = match self {
@@ -191,7 +158,7 @@ impl Entry {
 
     /// Decodes the body of an entry: `Ok(None)` for a type of a later version, `Err` with the reason for damage.
     pub(super) fn decode(code: u16, body: &[u8]) -> Result<Option<Entry>, &'static str> {
-        let mut body = Decoder { rest: body };
+        let mut body = Decoder::new(body);
         Ok(Some(match code {
             code::KIND => Entry::Kind {
                 kind: body.u16()?,
@@ -256,96 +223,9 @@ impl Entry {
     }
 }
 
-/// Collects the body of an entry.
-#[derive(Default)]
-struct Encoder {
-    body: Vec<u8>,
-}
-
-impl Encoder {
-    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
-        self.body.extend_from_slice(bytes);
-        self
-    }
-
-    fn u8(&mut self, value: u8) -> &mut Self {
-        self.bytes(&[value])
-    }
-
-    fn u16(&mut self, value: u16) -> &mut Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn u32(&mut self, value: u32) -> &mut Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    fn u64(&mut self, value: u64) -> &mut Self {
-        self.bytes(&value.to_le_bytes())
-    }
-
-    /// A text of 4 GiB wraps its length here, and is refused in `finish` because the body is then as large.
-    fn text(&mut self, text: &str) -> &mut Self {
-        self.u32(text.len() as u32).bytes(text.as_bytes())
-    }
-
-    fn finish(self, code: u16) -> Option<Vec<u64>> {
-        let body_bytes = u32::try_from(self.body.len()).ok()?;
-        let mut words = vec![Frame { body_bytes, code }.to_word()];
-        words.extend(self.body.chunks(8).map(|chunk| {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            u64::from_le_bytes(word)
-        }));
-        Some(words)
-    }
-}
-
-/// Takes the body of an entry apart, field by field, never past its end.
-struct Decoder<'a> {
-    rest: &'a [u8],
-}
-
-impl Decoder<'_> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
-        let (head, rest) = self
-            .rest
-            .split_first_chunk()
-            .ok_or("the entry ends within a field")?;
-        self.rest = rest;
-        Ok(*head)
-    }
-
-    fn u8(&mut self) -> Result<u8, &'static str> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    fn u16(&mut self) -> Result<u16, &'static str> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32, &'static str> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, &'static str> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn text(&mut self) -> Result<String, &'static str> {
-        let length = self.u32()? as usize;
-        let (text, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or("a text is longer than its entry")?;
-        self.rest = rest;
-        let text = std::str::from_utf8(text).map_err(|_| "a text is not UTF-8")?;
-        Ok(text.to_owned())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::codec::Frame;
     use super::*;
     use proptest::prelude::*;
 
@@ -413,10 +293,8 @@ mod tests {
     /// The body of encoded words, and its type.
     fn body(words: &[u64]) -> (u16, Vec<u8>) {
         let frame = Frame::from_word(words[0]);
-        assert_eq!(words.len() as u64, 1 + frame.body_words());
-        let mut bytes: Vec<u8> = words[1..].iter().flat_map(|w| w.to_le_bytes()).collect();
-        bytes.truncate(frame.body_bytes as usize);
-        (frame.code, bytes)
+        assert_eq!(words.len(), 1 + frame.body_words());
+        (frame.code, frame.body(words[1..].iter().copied()))
     }
 
     proptest! {

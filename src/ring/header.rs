@@ -176,7 +176,7 @@ impl Header {
             )));
         }
         let catalog_len = get(word::CATALOG_LEN);
-        if catalog_len > geometry.catalog_bytes || catalog_len % 8 != 0 {
+        if catalog_len > geometry.catalog_bytes || !catalog_len.is_multiple_of(8) {
             let requirement = "it must be a multiple of 8 within the catalog section";
             return Err(flaw(("catalog_len", catalog_len, requirement)));
         }

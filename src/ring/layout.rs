@@ -143,7 +143,7 @@ impl Geometry {
             let requirement = "it must be a power of two, at most 268435456";
             return Err(("slot_count", self.slot_count, requirement));
         }
-        if self.slots_offset < HEADER_BYTES || self.slots_offset % SLOT_BYTES != 0 {
+        if self.slots_offset < HEADER_BYTES || !self.slots_offset.is_multiple_of(SLOT_BYTES) {
             let requirement = "it must be a multiple of 128 behind the header";
             return Err(("slots_offset", self.slots_offset, requirement));
         }
@@ -154,11 +154,11 @@ impl Geometry {
                 "the slots must end within the file",
             ));
         }
-        if self.catalog_offset < HEADER_BYTES || self.catalog_offset % 8 != 0 {
+        if self.catalog_offset < HEADER_BYTES || !self.catalog_offset.is_multiple_of(8) {
             let requirement = "it must be a multiple of 8 behind the header";
             return Err(("catalog_offset", self.catalog_offset, requirement));
         }
-        if self.catalog_bytes > MAX_CATALOG_BYTES || self.catalog_bytes % 8 != 0 {
+        if self.catalog_bytes > MAX_CATALOG_BYTES || !self.catalog_bytes.is_multiple_of(8) {
             let requirement = "it must be a multiple of 8, at most 1073741824";
             return Err(("catalog_bytes", self.catalog_bytes, requirement));
         }

@@ -30,7 +30,7 @@
 //! | `seqlock` | the protocol of a slot; checked by the model checker in `tests/loom` |
 //! | `layout` | where everything is in the file |
 //! | `header` | what the file says about itself |
-//! | `catalog` | what the ids in the records mean |
+//! | `catalog`, `codec` | what the ids in the records mean, and how that is put into bytes |
 //! | `writer`, `counters` | the producer, and counts that any thread may raise |
 //! | `reader` | the consumer, which trusts nothing in the file |
 //! | `discover` | what rings are called and which are there |
@@ -40,6 +40,7 @@
 //! module can show everything there is. docs/ring.md describes the file for other languages.
 
 mod catalog;
+mod codec;
 mod counters;
 mod discover;
 mod error;

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::catalog::{Entry, FRAME_BYTES, Frame};
+use super::catalog::Entry;
+use super::codec::Frame;
 use super::counters::counter;
 use super::error::RingError;
 use super::header::Header;
@@ -228,17 +229,15 @@ impl Reader {
                 return Err(self.damaged_catalog(start, "its length is impossible"));
             }
             let section = self.header.geometry.catalog(&self.file);
-            let words = &section[start as usize / 8..end as usize / 8];
-            let load = |i: usize| words[i].load(Ordering::Relaxed);
-            let frame = Frame::from_word(load(0));
-            if frame.body_words() >= words.len() as u64 {
+            let mut words = section[start as usize / 8..end as usize / 8]
+                .iter()
+                .map(|word| word.load(Ordering::Relaxed));
+            let frame = Frame::from_word(words.next().unwrap_or(0));
+            if frame.body_words() > words.len() {
                 return Err(self.damaged_catalog(start, "an entry is longer than the catalog"));
             }
-            let mut body: Vec<u8> = (1..=frame.body_words() as usize)
-                .flat_map(|i| load(i).to_le_bytes())
-                .collect();
-            body.truncate(frame.body_bytes as usize);
-            self.catalog_position += FRAME_BYTES + 8 * frame.body_words();
+            self.catalog_position += 8 * (1 + frame.body_words() as u64);
+            let body = frame.body(words);
             match Entry::decode(frame.code, &body) {
                 Ok(Some(entry)) => return Ok(Some(entry)),
                 Ok(None) => {}

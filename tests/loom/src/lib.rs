@@ -8,6 +8,8 @@
 //! to be torn. Runs under plain `cargo test`, in a few seconds.
 
 #![cfg(test)]
+// Compiling one file several times is the point.
+#![allow(clippy::duplicate_mod)]
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
