@@ -11,7 +11,7 @@
 namespace trainer {
 
 struct AdamWOptions {
-  double learning_rate = 1e-3;
+  double learning_rate = 2e-3;
   double beta1 = 0.9, beta2 = 0.99;
   double epsilon = 1e-8;
   double weight_decay = 0.1;  // of matrices; norms and biases are left alone

@@ -32,9 +32,9 @@ struct AttentionShape {
   std::size_t square() const { return static_cast<std::size_t>(context) * context; }
 };
 
-// Keeps P in probabilities [B, heads, T, T]. The products go over whole squares:
-// with so short a context the fast kernel on all of it beats half the work in
-// smaller pieces.
+// Keeps P in probabilities [B, heads, T, T]. The products go over whole squares, and
+// what they do above the diagonal is wasted: 7 % of the arithmetic of a step at the
+// default size, for having no special cases.
 template <class Scalar>
 void attention_forward(Scalar* out, Scalar* probabilities, const Scalar* qkv,
                        const AttentionShape& shape) {

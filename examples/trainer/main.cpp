@@ -1,7 +1,9 @@
 // Trains on several texts in sequence. The order of events in a step is that of any
 // large trainer; the comments marked "Hook" are where an instrument looks in.
+#include <cmath>
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -38,19 +40,18 @@ class Trainer {
     table.add_row("before training", evaluate(options_.final_eval_batches));
     for (std::size_t t = 0; t < tasks_.size(); ++t) {
       // Hook: task t begins.
-      progress_.resume();
       for (int step = 1; step <= options_.steps; ++step) {
         train_step(t, step);
         if (options_.eval_every > 0 && step % options_.eval_every == 0 && step < options_.steps)
           evaluate(options_.eval_batches);
       }
-      progress_.pause();
       table.add_row("after " + names[t], evaluate(options_.final_eval_batches));
       if (options_.reference_batches > 0) reference_gradients(t);
       // Hook: task t ends.
     }
     losses_.close();
     table.print();
+    finish();
   }
 
  private:
@@ -58,6 +59,7 @@ class Trainer {
   void train_step(std::size_t t, int step) {
     const Corpus& task = tasks_[t];
     const auto& parameters = model_.parameters();
+    progress_.begin_step();
 
     model_.zero_gradients();
     double loss = 0;
@@ -71,6 +73,10 @@ class Trainer {
     }
 
     const double norm = gradient_norm(parameters);
+    if (!std::isfinite(loss) || !std::isfinite(norm))
+      throw std::runtime_error("The loss or its gradient is not finite at step " +
+                               std::to_string(step) + " of task '" + task.name() +
+                               "'; try a lower --learning-rate.");
     const double clip = clip_scale(norm, options_.clip);
     // Hook: gradients are final, before clipping; the step will use clip * gradient.
 
@@ -80,7 +86,7 @@ class Trainer {
     // Hook: weights are updated; gradients are still those of this step, clipped.
 
     losses_.train(task.name(), step, loss, norm);
-    progress_.training(task.name(), step, options_.steps, loss,
+    progress_.end_step(task.name(), step, options_.steps, loss,
                        options_.accumulate * options_.model.sequences * options_.model.context);
   }
 
@@ -91,7 +97,6 @@ class Trainer {
 
   // Held-out loss and accuracy of every task, on the same batches at every call.
   std::vector<Score> evaluate(int batches) {
-    progress_.pause();
     std::vector<Score> scores;
     std::string line = "  evaluation at step " + std::to_string(total_steps_) + ":";
     for (const Corpus& task : tasks_) {
@@ -114,7 +119,6 @@ class Trainer {
       scores.push_back(score);
     }
     progress_.note(line);
-    progress_.resume();
     return scores;
   }
 
@@ -149,6 +153,14 @@ class Trainer {
                   "%zu parameters in %zu tensors, %.1f MFLOP a token, %d threads",
                   model_.parameter_count(), model_.parameters().size(),
                   model_.flops_per_token() * 1e-6, omp_get_max_threads());
+    progress_.note(text);
+  }
+
+  void finish() {
+    char text[160];
+    std::snprintf(text, sizeof text, "%.0f s; in training steps %.0f tokens/s, %.1f GFLOP/s",
+                  progress_.seconds(), progress_.tokens_per_second(),
+                  progress_.tokens_per_second() * model_.flops_per_token() * 1e-9);
     progress_.note(text);
   }
 

@@ -2,9 +2,10 @@
 //
 // The classic three-level scheme. The innermost kernel keeps a small tile of C
 // in vector registers and walks along the shared dimension, one broadcast of A
-// and one vector of B per multiply-add. Its operands are first copied ("packed")
-// into the exact order in which it reads them; packing also absorbs transposes
-// and ragged edges, so that there is a single kernel and no edge cases in it.
+// and one vector of B per multiply-add. B is first copied ("packed") into the exact
+// order in which the kernel reads it, and so is A unless its rows lie contiguous.
+// Packing absorbs transposes and ragged edges, so that there is a single kernel and
+// no edge cases in it.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@
 
 namespace trainer {
 
-// Registers differ between machines; results may too, in the last bit.
+// As many sums as fit the vector registers. Where this differs between machines,
+// the order of additions does not.
 #if defined(__AVX512F__)
 inline constexpr int vector_bytes = 64, tile_rows = 8;
 #elif defined(__AVX__)
@@ -64,18 +66,18 @@ struct Simd {
 };
 
 // One full tile: c[tile_rows, tile_columns] = (or +=) a b over `depth` terms,
-// where a is packed [depth, tile_rows] and b is packed [depth, tile_columns].
+// where a is [tile_rows, depth], in any order, and b is packed [depth, tile_columns].
 template <class Scalar>
-void tile_kernel(int depth, const Scalar* a, const Scalar* b, Scalar* c, std::size_t c_stride,
+void tile_kernel(int depth, View<Scalar> a, const Scalar* b, Scalar* c, std::size_t c_stride,
                  Store store) {
   using S = Simd<Scalar>;
   typename S::Vector sum[tile_rows][tile_vectors] = {};
-  for (int k = 0; k < depth; ++k, a += tile_rows, b += S::tile_columns) {
+  for (int k = 0; k < depth; ++k, b += S::tile_columns) {
     const typename S::Vector b0 = S::load(b), b1 = S::load(b + S::lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < tile_rows; ++i) {
-      sum[i][0] += a[i] * b0;
-      sum[i][1] += a[i] * b1;
+      sum[i][0] += a(i, k) * b0;
+      sum[i][1] += a(i, k) * b1;
     }
   }
 #pragma GCC unroll 8
@@ -97,10 +99,11 @@ void pack(View<Scalar> from, int depth, int width, Scalar* to) {
   if (from.column_stride == 1) {
     for (int k = 0; k < depth; ++k) {
       const Scalar* row = &from(k, 0);
-      if (width == padded_width)
-        std::memcpy(to + k * padded_width, row, sizeof(Scalar) * padded_width);
+      Scalar* packed = to + k * padded_width;
+      if (width == padded_width)  // a constant size: a few vector moves, no call
+        std::memcpy(packed, row, sizeof(Scalar) * padded_width);
       else
-        std::memcpy(to + k * padded_width, row, sizeof(Scalar) * width);
+        std::memcpy(packed, row, sizeof(Scalar) * width);
     }
   } else {
     for (int j = 0; j < width; ++j)
@@ -131,16 +134,20 @@ void multiply_serial(int m, int n, int k, View<Scalar> a, View<Scalar> b, Scalar
                                    packed_b + depth * j);
       for (int i = 0; i < m; i += tile_rows) {
         const int rows = std::min(tile_rows, m - i);
-        detail::pack<tile_rows>(View<Scalar>{&a(i, k0), a.column_stride, a.row_stride}, depth,
-                                rows, packed_a);
+        View<Scalar> band{&a(i, k0), a.row_stride, a.column_stride};
+        if (rows < tile_rows || a.column_stride != 1) {
+          detail::pack<tile_rows>(View<Scalar>{band.data, a.column_stride, a.row_stride}, depth,
+                                  rows, packed_a);
+          band = transpose_of<Scalar>(packed_a, tile_rows);
+        }
         for (int j = 0; j < columns; j += tile_columns) {
           Scalar* tile = c + i * c_stride + n0 + j;
           const int width = std::min(tile_columns, columns - j);
           if (rows == tile_rows && width == tile_columns) {
-            detail::tile_kernel(depth, packed_a, packed_b + depth * j, tile, c_stride, how);
+            detail::tile_kernel(depth, band, packed_b + depth * j, tile, c_stride, how);
             continue;
           }
-          detail::tile_kernel(depth, packed_a, packed_b + depth * j, edge, tile_columns,
+          detail::tile_kernel(depth, band, packed_b + depth * j, edge, tile_columns,
                               Store::overwrite);
           for (int r = 0; r < rows; ++r)
             for (int x = 0; x < width; ++x) {

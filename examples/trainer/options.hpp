@@ -1,6 +1,7 @@
 // The command line: one table holds every flag, its text for --help, and its range.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
@@ -120,16 +121,17 @@ inline std::vector<Flag> all_flags(Options& o) {
 }
 
 inline void print_help() {
-  Options standard;
+  Options options;
   std::printf(
       "Trains a small byte-level GPT on several texts, one after the other, and shows how\n"
       "much of the earlier ones it forgets. A tenth of each text is held out to measure it.\n\n"
       "  trainer --task NAME=FILE [--task NAME=FILE ...] [options]\n\n");
-  for (const Flag& flag : all_flags(standard)) {
-    std::printf("  %-28s %s", (flag.name + " " + flag.argument).c_str(), flag.help.c_str());
-    std::printf(flag.standard.empty() ? "\n" : " [%s]\n", flag.standard.c_str());
+  for (const Flag& flag : all_flags(options)) {
+    const std::string standard = flag.standard.empty() ? "" : " [" + flag.standard + "]";
+    std::printf("  %-24s %s%s\n", (flag.name + " " + flag.argument).c_str(), flag.help.c_str(),
+                standard.c_str());
   }
-  std::printf("  %-28s %s\n", "--help", "this text");
+  std::printf("  %-24s %s\n", "--help", "this text");
   std::printf("\nOMP_NUM_THREADS sets the number of threads; results do not depend on it.\n");
 }
 

@@ -25,22 +25,23 @@ class Progress {
 
   void passed(double passes) { passes_ += passes; }
 
-  void training(const std::string& task, int step, int steps, double loss, int tokens) {
-    tokens_ += tokens;
+  // A training step lies between these two; only time in steps counts for tokens/s.
+  void begin_step() { step_began_ = seconds(); }
+  void end_step(const std::string& task, int step, int steps, double loss, int tokens) {
     const double now = seconds();
+    tokens_ += tokens;
+    step_seconds_ += now - step_began_;
     if (step < steps && now - shown_ < (terminal_ ? 0.1 : 10.0)) return;
     shown_ = now;
     clear();
     std::fprintf(stderr, "%s step %d/%d  loss %.4f  %.0f tokens/s  ETA %s%s", task.c_str(), step,
-                 steps, loss, tokens_ / std::max(training_seconds_ + now - since_, 1e-9),
+                 steps, loss, tokens_per_second(),
                  clock(now / passes_ * (total_passes_ - passes_)).c_str(),
                  terminal_ ? "" : "\n");
     dangling_ = terminal_;
   }
 
-  // Time outside of training steps does not count for tokens/s.
-  void pause() { training_seconds_ += seconds() - since_; }
-  void resume() { since_ = seconds(); }
+  double tokens_per_second() const { return tokens_ / std::max(step_seconds_, 1e-9); }
 
   void note(const std::string& line) {
     clear();
@@ -66,7 +67,7 @@ class Progress {
   const bool terminal_ = isatty(STDERR_FILENO);
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   const double total_passes_;
-  double passes_ = 0, tokens_ = 0, training_seconds_ = 0, since_ = 0, shown_ = 0;
+  double passes_ = 0, tokens_ = 0, step_seconds_ = 0, step_began_ = 0, shown_ = 0;
   bool dangling_ = false;  // a progress line without its newline is on the screen
 };
 

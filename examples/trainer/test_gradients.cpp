@@ -79,8 +79,10 @@ void check_products(Checks& checks, const std::string& type, double limit) {
       Random random(3);
       for (auto* values : {&a, &b, &c})
         for (auto& value : *values) value = Scalar(random.uniform() - 0.5);
-      const View<Scalar> va = ta ? transpose_of<Scalar>(a.data(), s.m) : rows_of<Scalar>(a.data(), s.k);
-      const View<Scalar> vb = tb ? transpose_of<Scalar>(b.data(), s.k) : rows_of<Scalar>(b.data(), s.n);
+      const auto view = [](const std::vector<Scalar>& data, int rows, int cols, bool transposed) {
+        return transposed ? transpose_of(data.data(), rows) : rows_of(data.data(), cols);
+      };
+      const View<Scalar> va = view(a, s.m, s.k, ta), vb = view(b, s.k, s.n, tb);
       for (int i = 0; i < s.m; ++i)
         for (int j = 0; j < s.n; ++j) {
           double sum = add ? static_cast<double>(c[i * s.n + j]) : 0.0;
@@ -150,12 +152,13 @@ void check_float_against_double(Checks& checks) {
   Model<double> exact(shape, 5);
   scatter(single);
   for (std::size_t i = 0; i < exact.parameters().size(); ++i) {
-    const auto &from = single.parameters()[i];
+    const auto& from = single.parameters()[i];
     std::copy(from.value, from.value + from.size(), exact.parameters()[i].value);
   }
   const Batch batch = random_batch(3, 37, 17), half = random_batch(2, 20, 23);
   const double loss = single.forward(batch).loss;
-  checks.below(std::abs(loss / exact.forward(batch).loss - 1), 1e-5, "loss in float against double");
+  checks.below(std::abs(loss / exact.forward(batch).loss - 1), 1e-5,
+               "loss in float against double");
   // Two batches of different sizes, so that gradients accumulate.
   single.backward(batch, 0.5f);
   exact.backward(batch, 0.5);
@@ -163,8 +166,8 @@ void check_float_against_double(Checks& checks) {
   exact.forward(half), exact.backward(half, 0.5);
   double worst = 0;
   for (std::size_t i = 0; i < exact.parameters().size(); ++i) {
-    const auto &p = single.parameters()[i];
-    const auto &q = exact.parameters()[i];
+    const auto& p = single.parameters()[i];
+    const auto& q = exact.parameters()[i];
     double error = 0, norm = 0;
     for (std::size_t j = 0; j < p.size(); ++j) {
       error += std::pow(p.gradient[j] - q.gradient[j], 2);
@@ -215,7 +218,8 @@ void check_clipping(Checks& checks) {
   checks.below(std::abs(norm - std::sqrt(72.0)), 1e-12, "gradient norm");
   scale_gradients(parameters, clip_scale(norm, 2.0));
   checks.below(std::abs(gradient_norm(parameters) - 2), 1e-6, "gradient norm after clipping to 2");
-  checks.expect(clip_scale(norm, 0) == 1 && clip_scale(norm, 100) == 1, "no clipping below the limit");
+  checks.expect(clip_scale(norm, 0) == 1 && clip_scale(norm, 100) == 1,
+                "no clipping below the limit");
 }
 
 // In random text eight bytes name their place.
