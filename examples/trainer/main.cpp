@@ -36,6 +36,7 @@ class Trainer {
     for (const Corpus& task : tasks_) names.push_back(task.name());
     ForgettingTable table(names);
     describe();
+    // Hook: the run begins; model_.parameters() and the tasks' names are known.
 
     table.add_row("before training", evaluate(options_.final_eval_batches));
     for (std::size_t t = 0; t < tasks_.size(); ++t) {
@@ -49,6 +50,7 @@ class Trainer {
       if (options_.reference_batches > 0) reference_gradients(t);
       // Hook: task t ends.
     }
+    // Hook: the run ends.
     losses_.close();
     table.print();
     finish();
