@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use forgetscope::ring::{
-    COUNTERS, Entry, HEADER_BYTES, MAGIC, Poll, Reader, RingError, SLOT_BYTES, TensorEntry, Writer,
-    WriterOptions,
+    COUNTERS, Entry, HEADER_BYTES, MAGIC, Poll, Reader, RingError, SLOT_BYTES, TensorEntry, Writer, WriterOptions,
 };
 use proptest::prelude::*;
 use ring_support::{directory, record};
@@ -22,10 +21,8 @@ const SLOTS: u64 = 16;
 const CATALOG_BYTES: u64 = 4096;
 
 /// Bytes of the header's fields, as docs/ring.md lists them.
-const FIELDS: [u64; 23] = [
-    0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144, 1024, 1152,
-    1280, 1408,
-];
+const FIELDS: [u64; 23] =
+    [0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 144, 1024, 1152, 1280, 1408];
 const PUBLISHED: u64 = 1152;
 const CATALOG_LEN: u64 = 1408;
 
@@ -57,25 +54,14 @@ const NASTY: [u64; 21] = [
 /// A well-formed ring that has been overwritten twice, with a catalog, closed.
 fn valid(directory: &Path) -> Vec<u8> {
     let path = directory.join("valid.ring");
-    let mut writer = Writer::create(&WriterOptions {
-        slots: SLOTS,
-        catalog_bytes: CATALOG_BYTES,
-        ..WriterOptions::new(&path)
-    })
-    .unwrap();
+    let mut writer =
+        Writer::create(&WriterOptions { slots: SLOTS, catalog_bytes: CATALOG_BYTES, ..WriterOptions::new(&path) })
+            .unwrap();
     for id in 0..12 {
-        let tensor = TensorEntry {
-            id,
-            name: format!("layers.{id}.weight"),
-            ..TensorEntry::default()
-        };
+        let tensor = TensorEntry { id, name: format!("layers.{id}.weight"), ..TensorEntry::default() };
         writer.append(&Entry::Tensor(tensor)).unwrap();
     }
-    let kind = Entry::Kind {
-        kind: 1,
-        name: "interference".into(),
-        values: vec!["cosine".into(), "conflict".into()],
-    };
+    let kind = Entry::Kind { kind: 1, name: "interference".into(), values: vec!["cosine".into(), "conflict".into()] };
     writer.append(&kind).unwrap();
     (1..=40).for_each(|number| writer.publish(&record(number)));
     writer.close();
@@ -87,20 +73,9 @@ fn valid(directory: &Path) -> Vec<u8> {
 /// Does everything that a reader can do with a file. The outcome is of no interest, only that there is one.
 fn exercise(path: &Path) -> Result<u64, RingError> {
     let mut reader = Reader::open(path)?;
-    let _ = (
-        reader.state(),
-        reader.alive(),
-        reader.published(),
-        reader.heartbeat(),
-    );
-    let _ = (0..=COUNTERS)
-        .map(|index| reader.counter(index))
-        .sum::<u64>();
-    let _ = format!(
-        "{:?} {}",
-        reader.header(),
-        reader.header().realtime_ns(u64::MAX)
-    );
+    let _ = (reader.state(), reader.alive(), reader.published(), reader.heartbeat());
+    let _ = (0..=COUNTERS).map(|index| reader.counter(index)).sum::<u64>();
+    let _ = format!("{:?} {}", reader.header(), reader.header().realtime_ns(u64::MAX));
 
     // Entries may be damaged one by one; each takes at least a word, so they come to an end.
     let words = reader.header().catalog_bytes / 8;
@@ -122,10 +97,7 @@ fn exercise(path: &Path) -> Result<u64, RingError> {
 
     let mut records = 0;
     for step in 0.. {
-        assert!(
-            step <= 8 * SLOTS.max(reader.header().slots) + 8,
-            "the ring has no end"
-        );
+        assert!(step <= 8 * SLOTS.max(reader.header().slots) + 8, "the ring has no end");
         match reader.poll()? {
             Poll::Record(_) => records += 1,
             Poll::Lost(_) => {}
@@ -189,10 +161,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
         let error = exercise(path).unwrap_err();
         assert!(matches!(error, RingError::NotAFile { .. }), "{error}");
     }
-    assert!(matches!(
-        exercise(&at("missing")),
-        Err(RingError::Io { .. })
-    ));
+    assert!(matches!(exercise(&at("missing")), Err(RingError::Io { .. })));
 }
 
 #[test]
@@ -204,11 +173,7 @@ fn a_truncated_file_is_an_error_at_every_length() {
     let lengths = (0..200)
         .chain((0..bytes.len() as u64).step_by(61))
         .chain(FIELDS.into_iter().flat_map(around))
-        .chain(
-            [HEADER_BYTES, HEADER_BYTES + CATALOG_BYTES]
-                .into_iter()
-                .flat_map(around),
-        )
+        .chain([HEADER_BYTES, HEADER_BYTES + CATALOG_BYTES].into_iter().flat_map(around))
         .chain(bytes.len() as u64 - 200..bytes.len() as u64);
     for length in lengths {
         let error = case.run(&bytes[..length as usize]).unwrap_err();
@@ -227,18 +192,9 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.set_len(length).unwrap();
         assert!(matches!(reader.poll(), Err(RingError::Truncated { .. })));
-        assert!(matches!(
-            reader.poll_catalog(),
-            Err(RingError::Truncated { .. })
-        ));
-        assert!(matches!(
-            reader.seek_to_head(),
-            Err(RingError::Truncated { .. })
-        ));
-        assert_eq!(
-            (reader.published(), reader.counter(0), reader.alive()),
-            (0, 0, false)
-        );
+        assert!(matches!(reader.poll_catalog(), Err(RingError::Truncated { .. })));
+        assert!(matches!(reader.seek_to_head(), Err(RingError::Truncated { .. })));
+        assert_eq!((reader.published(), reader.counter(0), reader.alive()), (0, 0, false));
     }
 }
 
@@ -249,13 +205,7 @@ fn each_header_field_may_hold_anything() {
     let case = Case::new(directory.path());
     for field in FIELDS {
         let truth = get(&bytes, field);
-        let near = [
-            truth.wrapping_sub(1),
-            truth + 1,
-            truth ^ 8,
-            truth << 1,
-            truth << 32,
-        ];
+        let near = [truth.wrapping_sub(1), truth + 1, truth ^ 8, truth << 1, truth << 32];
         for value in NASTY.into_iter().chain(near) {
             let mut damaged = bytes.clone();
             set(&mut damaged, field, value);
@@ -263,11 +213,7 @@ fn each_header_field_may_hold_anything() {
         }
     }
     // Those from which addresses are computed must be refused, not survived by luck.
-    for (name, field) in [
-        ("slot_count", 32),
-        ("slots_offset", 40),
-        ("catalog_offset", 48),
-    ] {
+    for (name, field) in [("slot_count", 32), ("slots_offset", 40), ("catalog_offset", 48)] {
         let mut damaged = bytes.clone();
         set(&mut damaged, field, 1 << 40);
         let error = case.run(&damaged).unwrap_err().to_string();
@@ -338,9 +284,7 @@ fn every_flipped_bit_of_the_header_and_many_of_the_rest() {
     let directory = directory();
     let bytes = valid(directory.path());
     let case = Case::new(directory.path());
-    let fields = FIELDS
-        .into_iter()
-        .flat_map(|field| field * 8..field * 8 + 64);
+    let fields = FIELDS.into_iter().flat_map(|field| field * 8..field * 8 + 64);
     let rest = (HEADER_BYTES * 8..bytes.len() as u64 * 8).step_by(13);
     for bit in fields.chain(rest) {
         let mut damaged = bytes.clone();

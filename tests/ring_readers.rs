@@ -22,12 +22,7 @@ enum Pace {
     Labours,
 }
 
-const PACES: [Pace; 4] = [
-    Pace::Eager,
-    Pace::Sleeps { every: 100 },
-    Pace::Sleeps { every: 5000 },
-    Pace::Labours,
-];
+const PACES: [Pace; 4] = [Pace::Eager, Pace::Sleeps { every: 100 }, Pace::Sleeps { every: 5000 }, Pace::Labours];
 
 /// Reads to the end of the ring.
 fn read(reader: &mut Reader, pace: Pace) -> Tally {
@@ -65,11 +60,7 @@ fn write(mut writer: Writer, total: u64) {
 }
 
 fn create(path: &Path, slots: u64) -> Writer {
-    Writer::create(&WriterOptions {
-        slots,
-        ..WriterOptions::new(path)
-    })
-    .unwrap()
+    Writer::create(&WriterOptions { slots, ..WriterOptions::new(path) }).unwrap()
 }
 
 #[test]
@@ -88,10 +79,7 @@ fn threads() {
                 })
                 .collect();
             write(writer, TOTAL);
-            readers
-                .into_iter()
-                .map(|reader| reader.join().unwrap())
-                .collect()
+            readers.into_iter().map(|reader| reader.join().unwrap()).collect()
         });
         for (tally, pace) in tallies.iter().zip(PACES) {
             assert_eq!(tally.total(), TOTAL, "{slots} slots, {pace:?}: {tally:?}");

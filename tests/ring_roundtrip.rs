@@ -6,18 +6,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use forgetscope::ring::{
-    COUNTERS, Entry, Poll, Reader, RingError, TensorEntry, Writer, WriterOptions, WriterState,
-    default_path, discover, monotonic_ns,
+    COUNTERS, Entry, Poll, Reader, RingError, TensorEntry, Writer, WriterOptions, WriterState, default_path, discover,
+    monotonic_ns,
 };
 use proptest::prelude::*;
 use ring_support::{Tally, directory, record};
 
 fn small(path: &Path) -> WriterOptions {
-    WriterOptions {
-        slots: 8,
-        catalog_bytes: 4096,
-        ..WriterOptions::new(path)
-    }
+    WriterOptions { slots: 8, catalog_bytes: 4096, ..WriterOptions::new(path) }
 }
 
 #[test]
@@ -36,20 +32,11 @@ fn the_header_tells_what_the_writer_was_given() {
     let reader = Reader::open(&path).unwrap();
     let header = reader.header();
     assert_eq!((header.slots, header.rank, header.world), (1024, 3, 8));
-    assert_eq!(
-        (header.schema_hash, header.pid),
-        (0xfeed, std::process::id())
-    );
+    assert_eq!((header.schema_hash, header.pid), (0xfeed, std::process::id()));
     assert_ne!(header.instance, [0; 16]);
     assert!((before..=monotonic_ns()).contains(&header.created_monotonic_ns));
-    assert_eq!(
-        header.realtime_ns(header.created_monotonic_ns + 5),
-        header.created_realtime_ns + 5
-    );
-    let mode = std::fs::metadata(writer.path())
-        .unwrap()
-        .permissions()
-        .mode();
+    assert_eq!(header.realtime_ns(header.created_monotonic_ns + 5), header.created_realtime_ns + 5);
+    let mode = std::fs::metadata(writer.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     writer.heartbeat(42);
     assert_eq!(reader.heartbeat(), 42);
@@ -58,18 +45,17 @@ fn the_header_tells_what_the_writer_was_given() {
 #[test]
 fn the_end_of_a_writer_is_seen_after_its_last_record() {
     let directory = directory();
-    let ends: [(&str, fn(Writer), WriterState); 2] = [
-        ("closed", |writer| writer.close(), WriterState::Closed),
-        ("dropped", drop, WriterState::Died),
-    ];
-    for (name, end, state) in ends {
+    for (name, state) in [("closed", WriterState::Closed), ("dropped", WriterState::Died)] {
         let path = directory.path().join(name);
         let mut writer = Writer::create(&small(&path)).unwrap();
         let mut reader = Reader::open(&path).unwrap();
         assert_eq!(reader.poll().unwrap(), Poll::Empty);
         assert!(reader.alive());
         writer.publish(&record(1));
-        end(writer);
+        match state {
+            WriterState::Closed => writer.close(),
+            _ => drop(writer),
+        }
         assert_eq!(reader.poll().unwrap(), Poll::Record(record(1)));
         assert_eq!(reader.poll().unwrap(), Poll::Closed);
         assert_eq!((reader.alive(), reader.state()), (false, state));
@@ -92,10 +78,7 @@ fn a_reader_that_comes_late_starts_at_the_oldest_record() {
     writer.publish(&record(21));
     writer.publish(&record(22));
     reader.seek_to_head().unwrap();
-    assert_eq!(
-        (reader.position(), reader.poll().unwrap()),
-        (22, Poll::Empty)
-    );
+    assert_eq!((reader.position(), reader.poll().unwrap()), (22, Poll::Empty));
     writer.publish(&record(23));
     assert_eq!(reader.poll().unwrap(), Poll::Record(record(23)));
 }
@@ -139,11 +122,7 @@ fn the_catalog_comes_in_order_and_as_it_grows() {
     let mut reader = Reader::open(&path).unwrap();
     assert_eq!(reader.poll_catalog().unwrap(), None);
     let entries = [
-        Entry::Kind {
-            kind: 1,
-            name: "interference".into(),
-            values: vec!["cosine".into(), "conflict".into()],
-        },
+        Entry::Kind { kind: 1, name: "interference".into(), values: vec!["cosine".into(), "conflict".into()] },
         Entry::Tensor(TensorEntry {
             id: 7,
             name: "layers.0.attention.wq".into(),
@@ -154,10 +133,7 @@ fn the_catalog_comes_in_order_and_as_it_grows() {
             cols: 768,
             ..TensorEntry::default()
         }),
-        Entry::Task {
-            id: 0,
-            name: "Völkerrecht".into(),
-        },
+        Entry::Task { id: 0, name: "Völkerrecht".into() },
     ];
     writer.append(&entries[0]).unwrap();
     assert_eq!(reader.poll_catalog().unwrap().as_ref(), Some(&entries[0]));
@@ -172,30 +148,15 @@ fn the_catalog_comes_in_order_and_as_it_grows() {
 fn a_full_catalog_is_an_error_and_stays_readable() {
     let directory = directory();
     let path = directory.path().join("a.ring");
-    let mut writer = Writer::create(&WriterOptions {
-        catalog_bytes: 200 << 10,
-        ..small(&path)
-    })
-    .unwrap();
-    let entry = |id: u16| Entry::Task {
-        id,
-        name: format!("task {id}"),
-    };
-    let (appended, error) = (0..)
-        .find_map(|id| writer.append(&entry(id)).err().map(|error| (id, error)))
-        .unwrap();
+    let mut writer = Writer::create(&WriterOptions { catalog_bytes: 200 << 10, ..small(&path) }).unwrap();
+    let entry = |id: u16| Entry::Task { id, name: format!("task {id}") };
+    let (appended, error) = (0..).find_map(|id| writer.append(&entry(id)).err().map(|error| (id, error))).unwrap();
     let RingError::CatalogFull { needed, available } = error else {
         panic!("{error}");
     };
     assert!(needed > available && appended > 5000);
-    let large = Entry::Attribute {
-        key: "large".into(),
-        value: "x".repeat(1 << 20),
-    };
-    assert!(matches!(
-        writer.append(&large),
-        Err(RingError::CatalogFull { .. })
-    ));
+    let large = Entry::Attribute { key: "large".into(), value: "x".repeat(1 << 20) };
+    assert!(matches!(writer.append(&large), Err(RingError::CatalogFull { .. })));
     let entries = Reader::open(&path).unwrap().catalog().unwrap();
     assert!(entries.into_iter().eq((0..appended).map(entry)));
 }
@@ -241,25 +202,13 @@ fn a_writer_never_touches_a_file_that_is_there() {
 fn options_out_of_range_are_refused_before_a_file_is_made() {
     let directory = directory();
     let path = directory.path().join("a.ring");
-    let none = WriterOptions {
-        slots: 0,
-        ..small(&path)
-    };
-    let vast = WriterOptions {
-        catalog_bytes: u64::MAX,
-        ..small(&path)
-    };
+    let none = WriterOptions { slots: 0, ..small(&path) };
+    let vast = WriterOptions { catalog_bytes: u64::MAX, ..small(&path) };
     for options in [none, vast] {
-        assert!(matches!(
-            Writer::create(&options),
-            Err(RingError::Option { .. })
-        ));
+        assert!(matches!(Writer::create(&options), Err(RingError::Option { .. })));
     }
     let nowhere = small(Path::new("/nonexistent/a.ring"));
-    assert!(matches!(
-        Writer::create(&nowhere),
-        Err(RingError::Io { .. })
-    ));
+    assert!(matches!(Writer::create(&nowhere), Err(RingError::Io { .. })));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
@@ -269,10 +218,7 @@ fn options_out_of_range_are_refused_before_a_file_is_made() {
 fn a_file_system_that_is_too_small_is_an_error() {
     let directory = directory();
     let path = directory.path().join("a.ring");
-    let options = WriterOptions {
-        slots: 1 << 28,
-        ..WriterOptions::new(&path)
-    };
+    let options = WriterOptions { slots: 1 << 28, ..WriterOptions::new(&path) };
     if capacity(directory.path()) >= 32 << 30 {
         return;
     }
@@ -300,12 +246,7 @@ fn capacity(directory: &Path) -> u64 {
 fn discovery_finds_rings_and_only_rings() {
     let directory = directory();
     let here = Some(directory.path());
-    let create = |rank| {
-        Writer::create(&WriterOptions {
-            rank,
-            ..small(&default_path(here, rank))
-        })
-    };
+    let create = |rank| Writer::create(&WriterOptions { rank, ..small(&default_path(here, rank)) });
     let mut running = create(0).unwrap();
     running.publish(&record(1));
     create(1).unwrap().close();
@@ -315,15 +256,8 @@ fn discovery_finds_rings_and_only_rings() {
     symlink(running.path(), default_path(here, 4)).unwrap();
 
     let found = discover(here);
-    let states: Vec<_> = found
-        .iter()
-        .map(|ring| (ring.header.rank, ring.state, ring.published))
-        .collect();
-    let expected = [
-        (0, WriterState::Running, 1),
-        (1, WriterState::Closed, 0),
-        (2, WriterState::Died, 0),
-    ];
+    let states: Vec<_> = found.iter().map(|ring| (ring.header.rank, ring.state, ring.published)).collect();
+    let expected = [(0, WriterState::Running, 1), (1, WriterState::Closed, 0), (2, WriterState::Died, 0)];
     assert_eq!(states, expected);
     assert_eq!(found[0].path, running.path());
     assert!(discover(Some(Path::new("/nonexistent"))).is_empty());

@@ -13,11 +13,7 @@ use super::codec::{Decoder, Encoder};
 #[non_exhaustive]
 pub enum Entry {
     /// The name of a kind of record, and of its values in order; unused values at the end have no name.
-    Kind {
-        kind: u16,
-        name: String,
-        values: Vec<String>,
-    },
+    Kind { kind: u16, name: String, values: Vec<String> },
     /// The name of a granularity.
     Level { id: u8, name: String },
     /// The name of a flag; `bit` is the mask, with one bit set.
@@ -27,21 +23,11 @@ pub enum Entry {
     /// A tensor.
     Tensor(TensorEntry),
     /// A part of a tensor that is measured by itself, for example the query matrix of one head.
-    Slice {
-        tensor: u32,
-        slice: u32,
-        name: String,
-        role: u16,
-        numel: u64,
-    },
+    Slice { tensor: u32, slice: u32, name: String, role: u16, numel: u64 },
     /// A task of the training sequence.
     Task { id: u16, name: String },
     /// A metric by which tasks are evaluated.
-    Metric {
-        id: u16,
-        name: String,
-        higher_is_better: bool,
-    },
+    Metric { id: u16, name: String, higher_is_better: bool },
     /// The name of one of the header's counters.
     Counter { index: u8, name: String },
     /// Anything else that is worth knowing of the run, such as versions and options.
@@ -118,29 +104,15 @@ impl Entry {
                     .u32(tensor.flags);
                 code::TENSOR
             }
-            Entry::Slice {
-                tensor,
-                slice,
-                name,
-                role,
-                numel,
-            } => {
-                out.u32(*tensor)
-                    .u32(*slice)
-                    .text(name)
-                    .u16(*role)
-                    .u64(*numel);
+            Entry::Slice { tensor, slice, name, role, numel } => {
+                out.u32(*tensor).u32(*slice).text(name).u16(*role).u64(*numel);
                 code::SLICE
             }
             Entry::Task { id, name } => {
                 out.u16(*id).text(name);
                 code::TASK
             }
-            Entry::Metric {
-                id,
-                name,
-                higher_is_better,
-            } => {
+            Entry::Metric { id, name, higher_is_better } => {
                 out.u16(*id).text(name).u8(u8::from(*higher_is_better));
                 code::METRIC
             }
@@ -169,18 +141,9 @@ impl Entry {
                     (0..count).map(|_| body.text()).collect::<Result<_, _>>()?
                 },
             },
-            code::LEVEL => Entry::Level {
-                id: body.u8()?,
-                name: body.text()?,
-            },
-            code::FLAG => Entry::Flag {
-                bit: body.u32()?,
-                name: body.text()?,
-            },
-            code::ROLE => Entry::Role {
-                id: body.u16()?,
-                name: body.text()?,
-            },
+            code::LEVEL => Entry::Level { id: body.u8()?, name: body.text()? },
+            code::FLAG => Entry::Flag { bit: body.u32()?, name: body.text()? },
+            code::ROLE => Entry::Role { id: body.u16()?, name: body.text()? },
             code::TENSOR => Entry::Tensor(TensorEntry {
                 id: body.u32()?,
                 name: body.text()?,
@@ -201,23 +164,10 @@ impl Entry {
                 role: body.u16()?,
                 numel: body.u64()?,
             },
-            code::TASK => Entry::Task {
-                id: body.u16()?,
-                name: body.text()?,
-            },
-            code::METRIC => Entry::Metric {
-                id: body.u16()?,
-                name: body.text()?,
-                higher_is_better: body.u8()? != 0,
-            },
-            code::COUNTER => Entry::Counter {
-                index: body.u8()?,
-                name: body.text()?,
-            },
-            code::ATTRIBUTE => Entry::Attribute {
-                key: body.text()?,
-                value: body.text()?,
-            },
+            code::TASK => Entry::Task { id: body.u16()?, name: body.text()? },
+            code::METRIC => Entry::Metric { id: body.u16()?, name: body.text()?, higher_is_better: body.u8()? != 0 },
+            code::COUNTER => Entry::Counter { index: body.u8()?, name: body.text()? },
+            code::ATTRIBUTE => Entry::Attribute { key: body.text()?, value: body.text()? },
             _ => return Ok(None),
         }))
     }
@@ -231,60 +181,35 @@ mod tests {
 
     fn entry() -> impl Strategy<Value = Entry> {
         let name = || any::<String>();
-        let tensor = (
-            (
-                any::<u32>(),
-                name(),
-                any::<u16>(),
-                any::<i32>(),
-                any::<i32>(),
-            ),
-            any::<[u32; 4]>(),
-            any::<[u64; 2]>(),
-        )
-            .prop_map(|((id, name, role, layer, expert), small, large)| {
-                Entry::Tensor(TensorEntry {
-                    id,
-                    name,
-                    role,
-                    layer,
-                    expert,
-                    head_count: small[0],
-                    kv_head_count: small[1],
-                    rows: large[0],
-                    cols: large[1],
-                    group: small[2],
-                    flags: small[3],
-                })
-            });
+        let tensor =
+            ((any::<u32>(), name(), any::<u16>(), any::<i32>(), any::<i32>()), any::<[u32; 4]>(), any::<[u64; 2]>())
+                .prop_map(|((id, name, role, layer, expert), small, large)| {
+                    Entry::Tensor(TensorEntry {
+                        id,
+                        name,
+                        role,
+                        layer,
+                        expert,
+                        head_count: small[0],
+                        kv_head_count: small[1],
+                        rows: large[0],
+                        cols: large[1],
+                        group: small[2],
+                        flags: small[3],
+                    })
+                });
         prop_oneof![
-            (
-                any::<u16>(),
-                name(),
-                proptest::collection::vec(name(), 0..11)
-            )
+            (any::<u16>(), name(), proptest::collection::vec(name(), 0..11))
                 .prop_map(|(kind, name, values)| Entry::Kind { kind, name, values }),
             (any::<u8>(), name()).prop_map(|(id, name)| Entry::Level { id, name }),
             (any::<u32>(), name()).prop_map(|(bit, name)| Entry::Flag { bit, name }),
             (any::<u16>(), name()).prop_map(|(id, name)| Entry::Role { id, name }),
             tensor,
-            (any::<[u32; 2]>(), name(), any::<u16>(), any::<u64>()).prop_map(
-                |([tensor, slice], name, role, numel)| Entry::Slice {
-                    tensor,
-                    slice,
-                    name,
-                    role,
-                    numel
-                }
-            ),
+            (any::<[u32; 2]>(), name(), any::<u16>(), any::<u64>())
+                .prop_map(|([tensor, slice], name, role, numel)| Entry::Slice { tensor, slice, name, role, numel }),
             (any::<u16>(), name()).prop_map(|(id, name)| Entry::Task { id, name }),
-            (any::<u16>(), name(), any::<bool>()).prop_map(|(id, name, higher_is_better)| {
-                Entry::Metric {
-                    id,
-                    name,
-                    higher_is_better,
-                }
-            }),
+            (any::<u16>(), name(), any::<bool>())
+                .prop_map(|(id, name, higher_is_better)| { Entry::Metric { id, name, higher_is_better } }),
             (any::<u8>(), name()).prop_map(|(index, name)| Entry::Counter { index, name }),
             (name(), name()).prop_map(|(key, value)| Entry::Attribute { key, value }),
         ]

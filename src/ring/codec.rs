@@ -16,10 +16,7 @@ pub(super) struct Frame {
 
 impl Frame {
     pub fn from_word(word: u64) -> Self {
-        Frame {
-            body_bytes: word as u32,
-            code: (word >> 32) as u16,
-        }
+        Frame { body_bytes: word as u32, code: (word >> 32) as u16 }
     }
 
     fn to_word(self) -> u64 {
@@ -33,10 +30,7 @@ impl Frame {
 
     /// The body without its padding, from the words behind the frame.
     pub fn body(&self, words: impl Iterator<Item = u64>) -> Vec<u8> {
-        let mut body: Vec<u8> = words
-            .take(self.body_words())
-            .flat_map(u64::to_le_bytes)
-            .collect();
+        let mut body: Vec<u8> = words.take(self.body_words()).flat_map(u64::to_le_bytes).collect();
         body.truncate(self.body_bytes as usize);
         body
     }
@@ -99,10 +93,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
-        let (head, rest) = self
-            .rest
-            .split_first_chunk()
-            .ok_or("the entry ends within a field")?;
+        let (head, rest) = self.rest.split_first_chunk().ok_or("the entry ends within a field")?;
         self.rest = rest;
         Ok(*head)
     }
@@ -125,10 +116,7 @@ impl<'a> Decoder<'a> {
 
     pub fn text(&mut self) -> Result<String, &'static str> {
         let length = self.u32()? as usize;
-        let (text, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or("a text is longer than its entry")?;
+        let (text, rest) = self.rest.split_at_checked(length).ok_or("a text is longer than its entry")?;
         self.rest = rest;
         let text = std::str::from_utf8(text).map_err(|_| "a text is not UTF-8")?;
         Ok(text.to_owned())

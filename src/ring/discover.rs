@@ -29,13 +29,8 @@ pub fn default_path(directory: Option<&Path>, rank: u32) -> PathBuf {
         // Good enough for a name: if it is taken, creation says so.
         Err(_) => os::monotonic_ns(),
     };
-    let name = format!(
-        "{PREFIX}{}-{rank}-{random:016x}{SUFFIX}",
-        std::process::id()
-    );
-    directory
-        .map_or_else(default_directory, Path::to_owned)
-        .join(name)
+    let name = format!("{PREFIX}{}-{rank}-{random:016x}{SUFFIX}", std::process::id());
+    directory.map_or_else(default_directory, Path::to_owned).join(name)
 }
 
 /// The rings in `directory`, by default those in shared memory, oldest first.
@@ -75,9 +70,5 @@ pub fn discover(directory: Option<&Path>) -> Vec<Discovered> {
 fn default_directory() -> PathBuf {
     // SAFETY: the path is a C string; the call only asks.
     let writable = unsafe { libc::access(c"/dev/shm".as_ptr(), libc::W_OK | libc::X_OK) } == 0;
-    if writable {
-        PathBuf::from("/dev/shm")
-    } else {
-        std::env::temp_dir()
-    }
+    if writable { PathBuf::from("/dev/shm") } else { std::env::temp_dir() }
 }

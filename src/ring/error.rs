@@ -9,19 +9,11 @@ use std::path::PathBuf;
 pub enum RingError {
     /// An option of the writer is out of range.
     #[error("the ring's option `{option}` is {value}, but {requirement}")]
-    Option {
-        option: &'static str,
-        value: u64,
-        requirement: &'static str,
-    },
+    Option { option: &'static str, value: u64, requirement: &'static str },
 
     /// A system call failed.
     #[error("could not {action} the ring {}: {source}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 
     /// A file of that name is already there. A ring is never reused: readers of the old one still map it.
     #[error(
@@ -62,23 +54,14 @@ pub enum RingError {
          belongs to the trainer",
         path.display()
     )]
-    Version {
-        path: PathBuf,
-        found: u64,
-        supported: u64,
-    },
+    Version { path: PathBuf, found: u64, supported: u64 },
 
     /// A header field that cannot be true.
     #[error(
         "the ring {} is damaged: its header field `{field}` is {value}, but {requirement}; it cannot be read",
         path.display()
     )]
-    Header {
-        path: PathBuf,
-        field: &'static str,
-        value: u64,
-        requirement: &'static str,
-    },
+    Header { path: PathBuf, field: &'static str, value: u64, requirement: &'static str },
 
     /// The file is shorter than its header says, or has been cut short since it was opened.
     #[error(
@@ -86,11 +69,7 @@ pub enum RingError {
          copied again or given up",
         path.display()
     )]
-    Truncated {
-        path: PathBuf,
-        size: u64,
-        expected: u64,
-    },
+    Truncated { path: PathBuf, size: u64, expected: u64 },
 
     /// A slot contradicts the header.
     #[error(
@@ -98,19 +77,11 @@ pub enum RingError {
          there; seek to the head to go on with later records",
         path.display()
     )]
-    Slot {
-        path: PathBuf,
-        number: u64,
-        sequence: u64,
-    },
+    Slot { path: PathBuf, number: u64, sequence: u64 },
 
     /// A catalog entry does not decode.
     #[error("the catalog of the ring {} is damaged at byte {offset}: {reason}", path.display())]
-    Catalog {
-        path: PathBuf,
-        offset: u64,
-        reason: &'static str,
-    },
+    Catalog { path: PathBuf, offset: u64, reason: &'static str },
 
     /// The catalog has no room for another entry.
     #[error(

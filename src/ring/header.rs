@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::RingError;
-use super::layout::{
-    Geometry, HEADER_BYTES, LAYOUT_VERSION, MAGIC, MAX_RECORDS, SLOT_BYTES, state, word,
-};
+use super::layout::{Geometry, HEADER_BYTES, LAYOUT_VERSION, MAGIC, MAX_RECORDS, SLOT_BYTES, state, word};
 use super::os::Process;
 use super::sync::load_acquire;
 
@@ -46,17 +44,12 @@ pub struct Header {
 impl Header {
     /// Converts the time of a record to nanoseconds since 1970.
     pub fn realtime_ns(&self, time_ns: u64) -> u64 {
-        self.created_realtime_ns
-            .wrapping_add(time_ns.wrapping_sub(self.created_monotonic_ns))
+        self.created_realtime_ns.wrapping_add(time_ns.wrapping_sub(self.created_monotonic_ns))
     }
 
     /// The writer's process.
     pub(super) fn process(&self) -> Process {
-        Process {
-            pid: self.pid,
-            start_time: self.pid_start_time,
-            namespace: self.pid_namespace,
-        }
+        Process { pid: self.pid, start_time: self.pid_start_time, namespace: self.pid_namespace }
     }
 
     /// Fills a new file's header page, the magic last.
@@ -98,30 +91,16 @@ impl Header {
             _ => return Err(RingError::NotARing { path: owned() }),
         }
         let get = |index: usize| file[index].load(Ordering::Relaxed);
-        let flaw = |(field, value, requirement)| RingError::Header {
-            path: path.to_owned(),
-            field,
-            value,
-            requirement,
-        };
+        let flaw = |(field, value, requirement)| RingError::Header { path: path.to_owned(), field, value, requirement };
         let version = get(word::LAYOUT_VERSION);
         if version != LAYOUT_VERSION {
-            return Err(RingError::Version {
-                path: owned(),
-                found: version,
-                supported: LAYOUT_VERSION,
-            });
+            return Err(RingError::Version { path: owned(), found: version, supported: LAYOUT_VERSION });
         }
         let expect = |field, index, expected, requirement| match get(index) {
             value if value == expected => Ok(()),
             value => Err(flaw((field, value, requirement))),
         };
-        expect(
-            "header_bytes",
-            word::HEADER_BYTES,
-            HEADER_BYTES,
-            "it must be 4096",
-        )?;
+        expect("header_bytes", word::HEADER_BYTES, HEADER_BYTES, "it must be 4096")?;
         expect("slot_bytes", word::SLOT_BYTES, SLOT_BYTES, "it must be 128")?;
 
         let geometry = Geometry {
@@ -134,11 +113,7 @@ impl Header {
         .validate()
         .map_err(flaw)?;
         if size < geometry.file_bytes {
-            return Err(RingError::Truncated {
-                path: owned(),
-                size,
-                expected: geometry.file_bytes,
-            });
+            return Err(RingError::Truncated { path: owned(), size, expected: geometry.file_bytes });
         }
 
         let narrow = |field, index| {
@@ -169,11 +144,7 @@ impl Header {
         }
         let published = get(word::PUBLISHED);
         if published > MAX_RECORDS {
-            return Err(flaw((
-                "published",
-                published,
-                "no run publishes that many records",
-            )));
+            return Err(flaw(("published", published, "no run publishes that many records")));
         }
         let catalog_len = get(word::CATALOG_LEN);
         if catalog_len > geometry.catalog_bytes || !catalog_len.is_multiple_of(8) {

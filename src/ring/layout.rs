@@ -106,11 +106,7 @@ pub(super) type Flaw = (&'static str, u64, &'static str);
 impl Geometry {
     /// Lays out a new file. Slots are rounded up to a power of two, the catalog to whole pages.
     pub fn new(slots: u64, catalog_bytes: u64) -> Result<Self, RingError> {
-        let option = |option, value, requirement| RingError::Option {
-            option,
-            value,
-            requirement,
-        };
+        let option = |option, value, requirement| RingError::Option { option, value, requirement };
         if !(1..=MAX_SLOTS).contains(&slots) {
             return Err(option("slots", slots, "it must be from 1 to 268435456"));
         }
@@ -132,10 +128,7 @@ impl Geometry {
 
     /// Accepts the numbers of a header, or names the first that cannot be right.
     pub fn validate(self) -> Result<Self, Flaw> {
-        let slots_end = self
-            .slot_count
-            .checked_mul(SLOT_BYTES)
-            .and_then(|bytes| bytes.checked_add(self.slots_offset));
+        let slots_end = self.slot_count.checked_mul(SLOT_BYTES).and_then(|bytes| bytes.checked_add(self.slots_offset));
         let catalog_end = self.catalog_offset.checked_add(self.catalog_bytes);
         let within = |end: Option<u64>| end.is_some_and(|end| end <= self.file_bytes);
 
@@ -148,11 +141,7 @@ impl Geometry {
             return Err(("slots_offset", self.slots_offset, requirement));
         }
         if !within(slots_end) {
-            return Err((
-                "slots_offset",
-                self.slots_offset,
-                "the slots must end within the file",
-            ));
+            return Err(("slots_offset", self.slots_offset, "the slots must end within the file"));
         }
         if self.catalog_offset < HEADER_BYTES || !self.catalog_offset.is_multiple_of(8) {
             let requirement = "it must be a multiple of 8 behind the header";
@@ -166,8 +155,7 @@ impl Geometry {
             let requirement = "the catalog must end within the file";
             return Err(("catalog_offset", self.catalog_offset, requirement));
         }
-        let apart =
-            catalog_end <= Some(self.slots_offset) || slots_end <= Some(self.catalog_offset);
+        let apart = catalog_end <= Some(self.slots_offset) || slots_end <= Some(self.catalog_offset);
         if !apart {
             let requirement = "the catalog must not overlap the slots";
             return Err(("catalog_offset", self.catalog_offset, requirement));

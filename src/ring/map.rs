@@ -20,6 +20,7 @@ pub(super) enum Access {
 }
 
 /// A mapped file; unmapped when dropped.
+#[derive(Debug)]
 pub(super) struct Map {
     base: NonNull<AtomicU64>,
     bytes: usize,
@@ -39,24 +40,13 @@ impl Map {
             Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory; `file` is open.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Map {
-            base,
-            bytes: length,
-        })
+        Ok(Map { base, bytes: length })
     }
 
     /// Makes the pages of a byte range present, so that the first lap through the ring takes no page faults.
@@ -81,9 +71,7 @@ impl Deref for Map {
         // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`. Other processes may write to
         // it, which atomics permit. Should the file be cut short, an access raises SIGBUS, which ends the process but
         // is no undefined behaviour; the reader's guard makes that unlikely.
-        unsafe {
-            std::slice::from_raw_parts(self.base.as_ptr(), self.bytes / size_of::<AtomicU64>())
-        }
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.bytes / size_of::<AtomicU64>()) }
     }
 }
 

@@ -59,9 +59,7 @@ pub use counters::Counters;
 pub use discover::{Discovered, default_path, discover};
 pub use error::RingError;
 pub use header::Header;
-pub use layout::{
-    COUNTERS, DEFAULT_CATALOG_BYTES, DEFAULT_SLOTS, HEADER_BYTES, LAYOUT_VERSION, MAGIC, SLOT_BYTES,
-};
+pub use layout::{COUNTERS, DEFAULT_CATALOG_BYTES, DEFAULT_SLOTS, HEADER_BYTES, LAYOUT_VERSION, MAGIC, SLOT_BYTES};
 pub use os::monotonic_ns;
 pub use reader::{Poll, Reader, WriterState};
 pub use record::{NONE16, NONE32, RECORD_WORDS, Record, VALUES};

@@ -96,8 +96,7 @@ impl Record {
             | u64::from(self.level) << 16
             | u64::from(self.reserved) << 24
             | u64::from(self.flags) << 32;
-        words[3] =
-            u64::from(self.rank) | u64::from(self.task) << 32 | u64::from(self.reference) << 48;
+        words[3] = u64::from(self.rank) | u64::from(self.task) << 32 | u64::from(self.reference) << 48;
         words[4] = u64::from(self.tensor) | u64::from(self.slice) << 32;
         for (word, value) in words[5..].iter_mut().zip(&self.values) {
             *word = value.to_bits();
@@ -149,14 +148,8 @@ mod tests {
     fn a_default_record_claims_nothing() {
         let record = Record::default();
         assert_eq!((record.task, record.reference), (NONE16, NONE16));
-        assert_eq!(
-            (record.rank, record.tensor, record.slice),
-            (NONE32, NONE32, NONE32)
-        );
+        assert_eq!((record.rank, record.tensor, record.slice), (NONE32, NONE32, NONE32));
         assert!(record.values.iter().all(|value| value.is_nan()));
-        assert_eq!(
-            (record.time_ns, record.step, record.flags, record.kind),
-            (0, 0, 0, 0)
-        );
+        assert_eq!((record.time_ns, record.step, record.flags, record.kind), (0, 0, 0, 0));
     }
 }

@@ -19,7 +19,7 @@
 //! The payload consists of atomic words because a plain copy that races with a store is undefined behaviour, however
 //! soon the result is discarded. On x86-64 and AArch64 a relaxed load or store is an ordinary `mov` or `ldr`/`str`.
 //!
-//! Cost: 16 stores to publish, 17 loads to read, no read-modify-write, no barrier instruction on x86-64. The width `P`
+//! Cost: 17 stores to publish, 17 loads to read, no read-modify-write, no barrier instruction on x86-64. The width `P`
 //! is generic only because the model checker needs a payload of two words to finish within seconds.
 
 use super::sync::{AtomicU64, Ordering, fence, load_acquire};
@@ -37,12 +37,7 @@ pub(super) enum Slot<const P: usize> {
 
 /// Writes the record with number `number`, replacing what the slot held. Only one thread at a time may call this.
 #[inline]
-pub(super) fn write<const P: usize>(
-    sequence: &AtomicU64,
-    payload: &[AtomicU64; P],
-    number: u64,
-    words: &[u64; P],
-) {
+pub(super) fn write<const P: usize>(sequence: &AtomicU64, payload: &[AtomicU64; P], number: u64, words: &[u64; P]) {
     sequence.store(2 * number - 1, Ordering::Relaxed);
     // No payload store may be seen before the odd sequence.
     fence(Ordering::Release);
@@ -54,11 +49,7 @@ pub(super) fn write<const P: usize>(
 
 /// Reads the record with number `number`, if the slot holds it.
 #[inline]
-pub(super) fn read<const P: usize>(
-    sequence: &AtomicU64,
-    payload: &[AtomicU64; P],
-    number: u64,
-) -> Slot<P> {
+pub(super) fn read<const P: usize>(sequence: &AtomicU64, payload: &[AtomicU64; P], number: u64) -> Slot<P> {
     let expected = 2 * number;
     let before = load_acquire(sequence);
     if before < expected {
@@ -71,9 +62,5 @@ pub(super) fn read<const P: usize>(
     // If any word came from a later record, the load below must see that record's odd sequence.
     fence(Ordering::Acquire);
     let after = sequence.load(Ordering::Relaxed);
-    if after == before {
-        Slot::Complete(words)
-    } else {
-        Slot::Overtaken { sequence: after }
-    }
+    if after == before { Slot::Complete(words) } else { Slot::Overtaken { sequence: after } }
 }

@@ -49,11 +49,7 @@ impl Tally {
             Poll::Record(found) => {
                 self.received += 1;
                 let expected = record(self.total());
-                assert_eq!(
-                    found.to_words(),
-                    expected.to_words(),
-                    "torn or misplaced record"
-                );
+                assert_eq!(found.to_words(), expected.to_words(), "torn or misplaced record");
             }
             Poll::Lost(count) => {
                 assert_ne!(count, 0, "a loss of nothing");
