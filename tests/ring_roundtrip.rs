@@ -183,6 +183,28 @@ fn counters_add_up_across_threads_and_outlive_the_writer() {
     assert_eq!((reader.counter(COUNTERS), counters.get(COUNTERS)), (0, 0));
 }
 
+/// Data loaders are forked from the trainer and take a copy of everything with them.
+#[test]
+fn a_forked_child_does_not_end_the_ring_of_its_parent() {
+    let directory = directory();
+    let path = directory.path().join("a.ring");
+    let mut writer = Writer::create(&small(&path)).unwrap();
+    let mut reader = Reader::open(&path).unwrap();
+    // SAFETY: the child unmaps its copy of the ring, closes a file and ends, without returning.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(writer);
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) }
+    }
+    // SAFETY: the child is ours, and its status is not asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    writer.publish(&record(1));
+    assert!(reader.alive());
+    assert_eq!(reader.poll().unwrap(), Poll::Record(record(1)));
+    assert_eq!(reader.poll().unwrap(), Poll::Empty);
+}
+
 #[test]
 fn a_writer_never_touches_a_file_that_is_there() {
     let directory = directory();

@@ -22,7 +22,7 @@
 //! Cost: 17 stores to publish, 17 loads to read, no read-modify-write, no barrier instruction on x86-64. The width `P`
 //! is generic only because the model checker needs a payload of two words to finish within seconds.
 
-use super::sync::{AtomicU64, Ordering, fence, load_acquire};
+use super::sync::{AtomicU64, Ordering, fence, load_acquire, store_release};
 
 /// What a reader found in the slot where it expects a certain record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) fn write<const P: usize>(sequence: &AtomicU64, payload: &[AtomicU64; 
     for (target, word) in payload.iter().zip(words) {
         target.store(*word, Ordering::Relaxed);
     }
-    sequence.store(2 * number, Ordering::Release);
+    store_release(sequence, 2 * number);
 }
 
 /// Reads the record with number `number`, if the slot holds it.

@@ -16,3 +16,9 @@ pub(super) fn load_acquire(word: &AtomicU64) -> u64 {
     fence(Ordering::Acquire);
     value
 }
+
+/// A release store; a function only so that the model checker can take the ordering away.
+#[inline]
+pub(super) fn store_release(word: &AtomicU64, value: u64) {
+    word.store(value, Ordering::Release);
+}

@@ -1,6 +1,6 @@
 //! The slot protocol under the model checker.
 //!
-//! `src/ring/seqlock.rs` is compiled here four times: as it is, and three times with one of its orderings taken out. The
+//! `src/ring/seqlock.rs` is compiled here five times: as it is, and four times with one of its orderings taken out. The
 //! first must pass every interleaving and every value that a relaxed load may return; each of the others must fail.
 //! A model that cannot tell a mutant from the original proves nothing about the original.
 //!
@@ -28,7 +28,7 @@ fn payload(number: u64) -> [u64; 2] {
 
 /// One compilation of the protocol, with the given orderings in `super::sync`.
 macro_rules! protocol {
-    ($name:ident, release: $release:expr, acquire: $acquire:expr, load: $load:expr) => {
+    ($name:ident, release: $release:expr, acquire: $acquire:expr, store: $store:expr, load: $load:expr) => {
         #[path = "."]
         mod $name {
             mod sync {
@@ -43,6 +43,11 @@ macro_rules! protocol {
                     if present {
                         loom::sync::atomic::fence(ordering);
                     }
+                }
+
+                pub(super) fn store_release(word: &AtomicU64, value: u64) {
+                    let ordering = if $store { Ordering::Release } else { Ordering::Relaxed };
+                    word.store(value, ordering);
                 }
 
                 pub(super) fn load_acquire(word: &AtomicU64) -> u64 {
@@ -92,10 +97,11 @@ macro_rules! protocol {
     };
 }
 
-protocol!(faithful, release: true, acquire: true, load: true);
-protocol!(without_release_fence, release: false, acquire: true, load: true);
-protocol!(without_acquire_fence, release: true, acquire: false, load: true);
-protocol!(without_acquire_load, release: true, acquire: true, load: false);
+protocol!(faithful, release: true, acquire: true, store: true, load: true);
+protocol!(without_release_fence, release: false, acquire: true, store: true, load: true);
+protocol!(without_acquire_fence, release: true, acquire: false, store: true, load: true);
+protocol!(without_release_store, release: true, acquire: true, store: false, load: true);
+protocol!(without_acquire_load, release: true, acquire: true, store: true, load: false);
 
 #[test]
 fn no_interleaving_tears_a_record() {
@@ -118,4 +124,10 @@ fn the_reader_needs_its_fence() {
 #[should_panic(expected = "torn record")]
 fn the_reader_needs_its_acquire_load() {
     without_acquire_load::check();
+}
+
+#[test]
+#[should_panic(expected = "torn record")]
+fn the_producer_needs_its_release_store() {
+    without_release_store::check();
 }
