@@ -1,5 +1,17 @@
-extern crate openblas_src as _;
+//! forgetscope: a live instrument for catastrophic forgetting, built into the trainer.
+//!
+//! ```text
+//! abi ──▶ scope ──▶ device   sums over the trainer's memory
+//!               ├─▶ sketch   the linear sketch: hashing, layout, algebra
+//!               ├─▶ stats    what the numbers mean
+//!               └─▶ ring     records in shared memory
+//! ```
+//!
+//! Arrows go one way. The C surface is `abi`; Rust programs of this project use `ring` to read and `scope::schema` for
+//! the meaning of records. Start at `scope` for how a step is measured, at `docs/` for the mathematics.
+
 pub mod device;
 pub mod ring;
+pub mod scope;
 pub mod sketch;
 pub mod stats;

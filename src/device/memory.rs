@@ -20,6 +20,15 @@ impl DType {
             Self::Bf16 | Self::F16 => 2,
         }
     }
+
+    /// Explicit bits of the mantissa. Data of 64 bits is measured in 32.
+    pub const fn mantissa_bits(self) -> i32 {
+        match self {
+            Self::F32 | Self::F64 => 23,
+            Self::F16 => 10,
+            Self::Bf16 => 7,
+        }
+    }
 }
 
 /// The first element of a buffer in host memory that belongs to the trainer.

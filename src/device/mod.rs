@@ -89,14 +89,16 @@ pub struct ParameterJob<'a> {
 /// What a slice of the parameters is measured against for one earlier task.
 #[derive(Default)]
 pub struct TaskJob<'a> {
-    /// The task's exact reference: gives ⟨r, Δ⟩ for the update and for the drift.
+    /// The task's exact reference of now: is paired with the update.
     pub reference: Option<Kept<'a>>,
+    /// The task's exact reference at its snapshot: gives ⟨r, D⟩ for the drift.
+    pub anchor: Option<Kept<'a>>,
     /// The task's exact snapshot: gives the drift.
     pub snapshot: Option<Kept<'a>>,
     /// Sketch of the drift, added to; empty when it is not wanted.
     pub drift_sketch: &'a mut [f32],
-    /// ⟨r, Δ⟩ for the update against `copy`.
-    pub update_dot: f64,
+    /// The update against `copy`, paired with `reference`.
+    pub update: PairSums,
     pub drift: DriftSums,
 }
 

@@ -83,7 +83,7 @@ pub struct DriftSums {
     pub drift_dot_snapshot: f64,
     /// Σ θ_A².
     pub snapshot: f64,
-    /// Σ r·D for the same task's reference r; zero where there is no exact reference.
+    /// Σ r·D for the task's reference r at its snapshot; zero where that is not kept exactly.
     pub reference_dot: f64,
 }
 

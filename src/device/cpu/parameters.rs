@@ -3,7 +3,7 @@
 use super::Cpu;
 use super::block::{Block, Staging, blocks, load, units};
 use super::kernels::normalizer;
-use crate::device::{DriftSums, Kept, ParameterJob, SliceRead, Span, UpdateSums};
+use crate::device::{DriftSums, Kept, PairSums, ParameterJob, SliceRead, Span, UpdateSums};
 use crate::sketch::Layout;
 use rayon::prelude::*;
 
@@ -28,9 +28,10 @@ struct UnitCopy<'a> {
 
 struct UnitTask<'a> {
     reference: Option<Kept<'a>>,
+    anchor: Option<Kept<'a>>,
     snapshot: Option<Kept<'a>>,
     drift_sketch: Option<Vec<f32>>,
-    update_dot: f64,
+    update: PairSums,
     drift: DriftSums,
 }
 
@@ -49,9 +50,10 @@ pub(super) fn run(cpu: &Cpu, jobs: &mut [ParameterJob]) {
             });
             let tasks = job.tasks.iter().map(|task| UnitTask {
                 reference: task.reference,
+                anchor: task.anchor,
                 snapshot: task.snapshot,
                 drift_sketch: (!task.drift_sketch.is_empty()).then(|| vec![0.0; buckets]),
-                update_dot: 0.0,
+                update: PairSums::default(),
                 drift: DriftSums::default(),
             });
             list.push(Unit {
@@ -73,8 +75,8 @@ pub(super) fn run(cpu: &Cpu, jobs: &mut [ParameterJob]) {
         job.update += result.update;
         add(job.update_sketch, &result.update_sketch);
         add(job.sketch, &result.sketch);
-        for (task, (update_dot, drift, drift_sketch)) in job.tasks.iter_mut().zip(result.tasks) {
-            task.update_dot += update_dot;
+        for (task, (update, drift, drift_sketch)) in job.tasks.iter_mut().zip(result.tasks) {
+            task.update += update;
             task.drift += drift;
             add(task.drift_sketch, &drift_sketch);
         }
@@ -87,7 +89,7 @@ struct Finished {
     update: UpdateSums,
     update_sketch: Option<Vec<f32>>,
     sketch: Option<Vec<f64>>,
-    tasks: Vec<(f64, DriftSums, Option<Vec<f32>>)>,
+    tasks: Vec<(PairSums, DriftSums, Option<Vec<f32>>)>,
 }
 
 fn add<T: Copy + std::ops::AddAssign>(total: &mut [T], part: &Option<Vec<T>>) {
@@ -133,7 +135,7 @@ impl Unit<'_> {
                     for task in &mut self.tasks {
                         if let Some(reference) = &task.reference {
                             let values = block.kept(reference, &mut buffers.other);
-                            task.update_dot += (cpu.kernels.dot)(delta, values, scale, normalizer(reference.peak));
+                            task.update += (cpu.kernels.pair)(delta, values, scale, normalizer(reference.peak));
                         }
                     }
                 }
@@ -145,7 +147,7 @@ impl Unit<'_> {
     }
 
     fn finish(self) -> Finished {
-        let tasks = self.tasks.into_iter().map(|task| (task.update_dot, task.drift, task.drift_sketch));
+        let tasks = self.tasks.into_iter().map(|task| (task.update, task.drift, task.drift_sketch));
         Finished {
             job: self.job,
             update: self.update,
@@ -196,9 +198,9 @@ impl UnitTask<'_> {
         if let Some(sketch) = &mut self.drift_sketch {
             cpu.sketch(layout, block, delta, sketch);
         }
-        if let Some(reference) = &self.reference {
-            let values = block.kept(reference, other);
-            self.drift.reference_dot += (cpu.kernels.dot)(delta, values, scale, normalizer(reference.peak));
+        if let Some(anchor) = &self.anchor {
+            let values = block.kept(anchor, other);
+            self.drift.reference_dot += (cpu.kernels.dot)(delta, values, scale, normalizer(anchor.peak));
         }
     }
 }

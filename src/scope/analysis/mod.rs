@@ -1,0 +1,214 @@
+//! The drain side: turns sums and sketches into statistics and publishes them.
+//!
+//! One thread owns all of this, in the order of the trainer's calls. It keeps the sketches of references and snapshots,
+//! the window of the latest gradients, and the evaluations; it never touches the trainer's memory.
+
+mod corrected;
+mod gradients;
+mod outcomes;
+mod publisher;
+mod rollup;
+mod sketches;
+mod weights;
+mod window;
+
+use super::Options;
+use super::catalog::Slice;
+use super::message::{Message, Origin, ReferenceBatch, SnapshotSketch, StepSums, TaskId};
+use super::schema::{TaskEvent, flag, kind};
+use crate::ring::{Record, Writer};
+use outcomes::OutcomeTable;
+use publisher::Publisher;
+use rollup::{Rollup, Subject};
+use sketches::Batches;
+use std::collections::BTreeMap;
+use window::Window;
+
+/// State of the drain thread.
+pub struct Analysis {
+    publisher: Publisher,
+    slices: Vec<Slice>,
+    buckets: usize,
+    rollup: Rollup,
+    tasks: BTreeMap<TaskId, TaskState>,
+    window: Window,
+    outcomes: OutcomeTable,
+    /// fp64 sketch of the parameters when they were last read, of slices without an exact copy.
+    last_weights: Vec<f64>,
+}
+
+/// What is kept of a task.
+#[derive(Default)]
+struct TaskState {
+    frozen: Option<Batches>,
+    refreshed: Option<Batches>,
+    trailing: Option<Batches>,
+    /// Sketch of the snapshot for slices of which no exact one is kept.
+    snapshot: Option<SnapshotSketch>,
+    /// Σ⟨g_A(θ_t), Δθ_t⟩ since the snapshot, and the number of steps it was summed over.
+    path: f64,
+    path_steps: u64,
+}
+
+/// The reference that is used for a task, and the flag that says which it is.
+fn active(state: &mut TaskState, origin: Option<Origin>) -> Option<(&mut Batches, u32)> {
+    match origin {
+        Some(Origin::Refreshed) if state.refreshed.is_some() => {
+            state.refreshed.as_mut().map(|batches| (batches, flag::REFRESHED))
+        }
+        Some(Origin::Refreshed) => state.frozen.as_mut().map(|batches| (batches, flag::REFRESHED)),
+        Some(Origin::Frozen) => state.frozen.as_mut().map(|batches| (batches, flag::FROZEN)),
+        None => state.trailing.as_mut().map(|batches| (batches, flag::TRAILING)),
+    }
+}
+
+impl Analysis {
+    pub fn new(writer: Writer, options: &Options) -> Self {
+        Self {
+            publisher: Publisher::new(writer, options.rank),
+            slices: Vec::new(),
+            buckets: 0,
+            rollup: Rollup::default(),
+            tasks: BTreeMap::new(),
+            window: Window::new(options.window as usize),
+            outcomes: OutcomeTable::default(),
+            last_weights: Vec::new(),
+        }
+    }
+
+    pub fn heartbeat(&mut self) {
+        self.publisher.heartbeat();
+    }
+
+    pub fn close(self) {
+        self.publisher.close();
+    }
+
+    /// Everything but steps, flushes and the end.
+    pub fn handle(&mut self, message: Message) {
+        match message {
+            Message::Name(entry) => self.publisher.name(&entry),
+            Message::Slices(slices) => self.grow(slices),
+            Message::Metric { id, higher_is_better } => self.outcomes.add_metric(id, higher_is_better),
+            Message::Task { task, event, step } => self.task_event(task, event, step),
+            Message::Reference(batch) => self.reference(*batch),
+            Message::Snapshot(snapshot) => self.snapshot(*snapshot),
+            Message::Path(paths, weights) => self.path(&paths, weights),
+            Message::Evaluation { task, metric, value, step } => {
+                self.outcomes.record(&mut self.publisher, task, metric, value, step);
+            }
+            Message::Fault { code, step } => self.publisher.fault(code, step),
+            Message::Step(_) | Message::Flush(_) | Message::Close => unreachable!("handled by the thread's loop"),
+        }
+    }
+
+    fn grow(&mut self, slices: Vec<Slice>) {
+        for slice in &slices {
+            self.rollup.add(slice);
+            self.buckets += slice.layout.buckets;
+        }
+        self.slices.extend(slices);
+        let buckets = self.buckets;
+        for state in self.tasks.values_mut() {
+            let all = state.frozen.iter_mut().chain(&mut state.refreshed).chain(&mut state.trailing);
+            all.for_each(|batches| batches.resize(buckets));
+        }
+        self.window.resize(buckets, self.slices.len());
+    }
+
+    fn task_event(&mut self, task: TaskId, event: TaskEvent, step: u64) {
+        match event {
+            TaskEvent::Begin => {
+                self.window.clear();
+                self.outcomes.train(Some(task));
+                self.publisher.task = Some(task);
+            }
+            TaskEvent::End => {
+                self.corrected_cosines(step);
+                self.outcomes.train(None);
+                let state = self.tasks.entry(task).or_default();
+                // A reference by sampling is all that a trainer who gives none can have.
+                state.trailing = (!self.window.is_empty())
+                    .then(|| Batches::from_list(self.window.sketches().cloned().collect()));
+            }
+            TaskEvent::Reference | TaskEvent::Snapshot => {}
+        }
+        self.publish_event(task, event, 0.0, step);
+        if event == TaskEvent::End {
+            self.publisher.task = None;
+        }
+    }
+
+    fn publish_event(&mut self, task: TaskId, event: TaskEvent, batches: f64, step: u64) {
+        let record = Record { step, reference: task, ..self.publisher.record(kind::TASK, Subject::MODEL) };
+        self.publisher.publish(record, &[f64::from(event as u8), batches]);
+    }
+
+    fn reference(&mut self, batch: ReferenceBatch) {
+        let state = self.tasks.entry(batch.task).or_default();
+        let slot = match batch.origin {
+            Origin::Frozen => {
+                state.refreshed = None;
+                &mut state.frozen
+            }
+            Origin::Refreshed => &mut state.refreshed,
+        };
+        if batch.first {
+            *slot = None;
+        }
+        slot.get_or_insert_default().add(batch.sketch, batch.examples, self.buckets);
+        self.publish_event(batch.task, TaskEvent::Reference, f64::from(batch.batches), batch.step);
+    }
+
+    fn snapshot(&mut self, mut snapshot: SnapshotSketch) {
+        if !snapshot.sketch.is_empty() {
+            snapshot.sketch.resize(self.buckets, 0.0);
+        }
+        let state = self.tasks.entry(snapshot.task).or_default();
+        (state.path, state.path_steps) = (0.0, 0);
+        state.snapshot = Some(snapshot);
+    }
+
+    /// Adds what the parameters moved along each task's reference since they were last read.
+    fn path(&mut self, paths: &[(TaskId, Option<Origin>, f64, f64)], weights: Vec<f64>) {
+        for &(task, origin, batches, exact) in paths {
+            let Some(state) = self.tasks.get_mut(&task) else { continue };
+            let mut moved = if batches > 0.0 { exact / batches } else { 0.0 };
+            if let Some((batches, _)) = active(state, origin)
+                && self.last_weights.len() == weights.len()
+            {
+                let mean = &batches.spread(&self.slices).mean;
+                // Buckets of slices with an exact copy are zero in both sketches and add nothing.
+                let differences = weights.iter().zip(&self.last_weights).zip(mean);
+                moved += differences.map(|((now, before), g)| (now - before) * f64::from(*g)).sum::<f64>();
+            }
+            state.path += moved;
+            state.path_steps += 1;
+        }
+        self.last_weights = weights;
+    }
+
+    /// A sampled step.
+    pub fn step(&mut self, mut sums: StepSums) {
+        self.publisher.time_ns = sums.time_ns;
+        self.publisher.step = sums.step;
+        self.publisher.flags = sums.flags;
+        sums.resize(self.slices.len(), self.buckets);
+        let paths: Vec<_> = sums.references.iter().map(|r| (r.task, r.origin, r.batches, r.path)).collect();
+        let before = std::mem::take(&mut sums.weights_before);
+        self.path(&paths, before.clone());
+        self.gradients(&sums);
+        if sums.applied {
+            self.weights(&mut sums, &before);
+        }
+        if sums.gradients.iter().any(Option::is_some) {
+            let scale = sums.scale as f32;
+            sums.sketch.iter_mut().for_each(|bucket| *bucket *= scale);
+            self.window.push(sums.sketch, &self.slices);
+            if self.window.seen.is_multiple_of(corrected::EVERY) {
+                self.corrected_cosines(sums.step);
+            }
+        }
+        self.publisher.flags = 0;
+    }
+}

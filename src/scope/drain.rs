@@ -1,0 +1,106 @@
+//! The drain thread: takes messages in the order of the calls and publishes what follows from them.
+//!
+//! Small messages are never dropped. Sampled steps carry sketches of the whole model, so only a few may wait: when
+//! evaluation is behind, the next sampled step is left out and counted, and the trainer never waits.
+
+use super::analysis::Analysis;
+use super::message::Message;
+use super::schema::Fault;
+use super::{Error, Options, Result};
+use crate::device::cpu::set_float_mode;
+use crate::ring::Writer;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Sampled steps that may wait.
+const WAITING: usize = 4;
+
+/// Readers take a writer for stuck when its heartbeat is older than a few of these.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The calling side's end.
+pub struct Drain {
+    sender: Sender<Message>,
+    waiting: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drain {
+    /// Starts the thread, which owns the ring from now on.
+    pub fn start(writer: Writer, options: &Options) -> Result<Self> {
+        let (sender, receiver) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let analysis = Analysis::new(writer, options);
+        let thread = std::thread::Builder::new()
+            .name("fgs-drain".into())
+            .spawn({
+                let waiting = waiting.clone();
+                move || run(analysis, &receiver, &waiting)
+            })
+            .map_err(|error| Error::System(format!("cannot start the thread that writes the ring: {error}")))?;
+        Ok(Self { sender, waiting, thread: Some(thread) })
+    }
+
+    /// Another sampled step may be sent.
+    pub fn has_room(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) < WAITING
+    }
+
+    /// Hands a message over. Never waits.
+    pub fn send(&self, message: Message) {
+        if matches!(message, Message::Step(_)) {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        // The receiver lives as long as the thread; if that panicked, measuring is over and training goes on.
+        let _ = self.sender.send(message);
+    }
+
+    /// A channel that is answered when everything sent so far is in the ring.
+    pub fn flush(&self) -> Receiver<()> {
+        let (answer, answered) = channel();
+        self.send(Message::Flush(answer));
+        answered
+    }
+
+    /// Publishes everything, closes the ring, ends the thread.
+    pub fn close(mut self) {
+        self.send(Message::Close);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported by the panic hook; there is nothing left to do about it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize) {
+    set_float_mode();
+    loop {
+        match receiver.recv_timeout(HEARTBEAT) {
+            Ok(Message::Close) => return analysis.close(),
+            Ok(Message::Flush(answer)) => {
+                // Nobody may be waiting any more.
+                let _ = answer.send(());
+            }
+            Ok(Message::Step(sums)) => {
+                guarded(&mut analysis, |analysis| analysis.step(*sums));
+                waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+            Ok(message) => guarded(&mut analysis, |analysis| analysis.handle(message)),
+            Err(RecvTimeoutError::Timeout) => {}
+            // The scope was dropped without being closed: the ring stays as it is and readers see that it died.
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        analysis.heartbeat();
+    }
+}
+
+/// A bug in a statistic costs that statistic, not the others and not the ring.
+fn guarded(analysis: &mut Analysis, work: impl FnOnce(&mut Analysis)) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(analysis)));
+    if outcome.is_err() {
+        analysis.handle(Message::Fault { code: Fault::Panic as u8, step: 0 });
+    }
+}

@@ -1,0 +1,161 @@
+//! What the calling side hands to the drain thread: sums and sketches, never pointers.
+
+use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
+use crate::ring::Entry;
+use crate::scope::catalog::Slice;
+use crate::scope::schema::TaskEvent;
+use std::sync::mpsc::Sender;
+
+/// A task's number: its position in the order of first mention.
+pub type TaskId = u16;
+
+/// How a reference came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// At the weights of the task's snapshot.
+    Frozen,
+    /// At other weights, later.
+    Refreshed,
+}
+
+/// One message, in the order of the calls.
+pub enum Message {
+    /// Something for the ring's catalog.
+    Name(Entry),
+    /// Slices that were added to the catalog.
+    Slices(Vec<Slice>),
+    /// A metric that evaluations may use from now on.
+    Metric { id: u16, higher_is_better: bool },
+    Task { task: TaskId, event: TaskEvent, step: u64 },
+    Reference(Box<ReferenceBatch>),
+    Snapshot(Box<SnapshotSketch>),
+    /// The parameters moved on to a moment that is not a sampled step: per task the origin of its reference, the batches
+    /// in it, the path; and the fp64 sketch of slices without an exact copy.
+    Path(Vec<(TaskId, Option<Origin>, f64, f64)>, Vec<f64>),
+    Step(Box<StepSums>),
+    Evaluation { task: TaskId, metric: u16, value: f64, step: u64 },
+    Fault { code: u8, step: u64 },
+    /// Answered when everything before it is in the ring.
+    Flush(Sender<()>),
+    /// The scope closes; answered by the end of the thread.
+    Close,
+}
+
+/// One batch gradient of a reference.
+pub struct ReferenceBatch {
+    pub task: TaskId,
+    pub step: u64,
+    pub origin: Origin,
+    /// The batch begins a new reference, which replaces the one of the same origin.
+    pub first: bool,
+    /// Batches in the reference, this one included.
+    pub batches: u32,
+    /// Loss terms that the batch averages over; 0: unknown.
+    pub examples: f64,
+    /// Sketch of the batch gradient over the whole model.
+    pub sketch: Vec<f32>,
+}
+
+/// The parameters at the end of a task, for slices of which no exact snapshot is kept.
+pub struct SnapshotSketch {
+    pub task: TaskId,
+    /// fp64 sketch of the whole model; empty if every snapshot is exact.
+    pub sketch: Vec<f64>,
+    /// Slices of which `sketch` holds something.
+    pub sketched: Vec<bool>,
+}
+
+/// Everything that was measured in one step.
+#[derive(Debug, Default)]
+pub struct StepSums {
+    pub step: u64,
+    pub time_ns: u64,
+    pub scale: f64,
+    pub flags: u32,
+    pub applied: bool,
+    /// Seconds that the step's calls took on the trainer's thread.
+    pub cost: f64,
+    pub tensors: u32,
+    /// Per slice; `None` where nothing was measured.
+    pub gradients: Vec<Option<GradientSums>>,
+    /// Sketch of the gradient, unscaled, over the whole model.
+    pub sketch: Vec<f32>,
+    /// Per slice; `None` where nothing was measured.
+    pub updates: Vec<Option<UpdateStep>>,
+    /// Sketch of the update of slices that are compared exactly.
+    pub update_sketch: Vec<f32>,
+    /// fp64 sketches of the parameters before and after the update, of slices that are not; empty if there is none.
+    pub weights_before: Vec<f64>,
+    pub weights_after: Vec<f64>,
+    /// One per earlier task.
+    pub references: Vec<ReferenceStep>,
+}
+
+impl StepSums {
+    /// Makes room for slices that became known since: they were not measured, and their sketches are zero.
+    pub fn resize(&mut self, slices: usize, buckets: usize) {
+        self.gradients.resize(slices, None);
+        self.updates.resize(slices, None);
+        self.sketch.resize(buckets, 0.0);
+        for weights in [&mut self.weights_before, &mut self.weights_after] {
+            if !weights.is_empty() {
+                weights.resize(buckets, 0.0);
+            }
+        }
+        for reference in &mut self.references {
+            reference.pairs.resize(slices, None);
+            reference.updates.resize(slices, None);
+            reference.drifts.resize(slices, None);
+        }
+    }
+}
+
+/// What was measured of a slice's parameters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UpdateStep {
+    pub sums: UpdateSums,
+    /// `sums.updates` was measured against an exact copy; otherwise it follows from sketches.
+    pub exact: bool,
+    /// Mantissa bits of the parameters' type.
+    pub mantissa_bits: i32,
+}
+
+/// What was measured against one earlier task.
+#[derive(Debug, Default)]
+pub struct ReferenceStep {
+    pub task: TaskId,
+    /// How the exact reference came about; `None` where there is none.
+    pub origin: Option<Origin>,
+    /// Batches in the exact reference that the sums are with; sums have to be divided by it.
+    pub batches: f64,
+    /// The same for the reference at the snapshot.
+    pub anchor_batches: f64,
+    /// That reference was taken at the very weights of the snapshot.
+    pub anchor_is_frozen: bool,
+    /// Per slice; `None` where there is no exact reference. Unscaled.
+    pub pairs: Vec<Option<ExactPair>>,
+    /// This step's update and the reference, where both are exact.
+    pub updates: Vec<Option<ExactPair>>,
+    /// ⟨r, θ − θ'⟩ over exact slices, θ' being the parameters at the step that was sampled before.
+    pub path: f64,
+    /// Per slice; `None` where there is no exact snapshot.
+    pub drifts: Vec<Option<DriftStep>>,
+    /// Sketch of the drift of slices with an exact snapshot.
+    pub drift_sketch: Vec<f32>,
+}
+
+/// Sums of a gradient and an exact reference (a sum of batches).
+#[derive(Clone, Copy, Debug)]
+pub struct ExactPair {
+    pub sums: PairSums,
+    /// Σ r².
+    pub reference_squares: f64,
+}
+
+/// Sums of the drift from an exact snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct DriftStep {
+    pub sums: DriftSums,
+    /// `sums.reference_dot` is with an exact reference.
+    pub anchored: bool,
+}

@@ -1,0 +1,299 @@
+//! The instrument: options, the catalog of tensors, tasks, the schedule, the life of one step.
+//!
+//! A scope has two sides. The *calling side* ([`Front`], behind a mutex) runs on the trainer's threads: it knows where
+//! data lies, decides what is read, lets the device take sums, and hands them over. The *drain side* ([`drain`],
+//! [`analysis`]) is one thread: it turns sums into statistics and publishes them. Messages go one way; nothing flows
+//! back to training but a count of how many steps are still waiting.
+
+mod analysis;
+mod catalog;
+mod drain;
+mod error;
+mod heads;
+mod message;
+mod options;
+mod references;
+mod schedule;
+pub mod schema;
+mod shard;
+mod step;
+mod storage;
+mod task;
+
+pub use catalog::{Data, EXPERT, REPLICATED, Source, TIED, TensorSpec};
+pub use error::{Error, Result};
+pub(crate) use error::invalid;
+pub use heads::{HeadLayout, HeadMap};
+pub use options::{Environment, Layer, Options, is_disabled};
+pub use schedule::Rule;
+pub use shard::{Shard, View};
+
+use crate::device::Device;
+use crate::device::cpu::Cpu;
+use crate::ring::{Entry, Writer, WriterOptions, default_path};
+use catalog::Catalog;
+use drain::Drain;
+use message::Message;
+use parking_lot::Mutex;
+use references::PendingBatch;
+use schedule::Schedule;
+use schema::{Fault, TaskEvent};
+use std::path::{Path, PathBuf};
+use step::{Before, StepState};
+use storage::Budget;
+use task::Tasks;
+
+/// An open instrument.
+pub struct Scope {
+    front: Mutex<Front>,
+    ring: PathBuf,
+}
+
+/// The calling side.
+pub struct Front {
+    options: Options,
+    device: Box<dyn Device>,
+    budget: Budget,
+    catalog: Catalog,
+    /// The different schedules in use: what a step that is not sampled looks at.
+    schedules: Vec<Schedule>,
+    tasks: Tasks,
+    metrics: Vec<Metric>,
+    step: StepState,
+    copies: Vec<Option<Before>>,
+    /// A reference batch that is being fed.
+    pending: Option<PendingBatch>,
+    /// Updates that were applied so far: tells whether two moments saw the same weights.
+    updates: u64,
+    drain: Drain,
+}
+
+struct Metric {
+    name: String,
+    higher_is_better: bool,
+}
+
+/// The metric that `fgs_record_loss` records.
+pub const LOSS: &str = "loss";
+
+impl Scope {
+    /// Opens an instrument: creates its ring and starts its threads.
+    pub fn open(options: Options) -> Result<Self> {
+        let device = Cpu::new(options.device_threads())
+            .map_err(|error| Error::System(format!("cannot start the threads of the CPU device: {error}")))?;
+        let path = options
+            .ring_path
+            .clone()
+            .unwrap_or_else(|| default_path(options.ring_directory.as_deref(), options.rank));
+        let mut writer_options = WriterOptions::new(&path);
+        writer_options.slots = options.ring_slots;
+        writer_options.rank = options.rank;
+        writer_options.world = options.world_size;
+        writer_options.schema_hash = schema::hash();
+        let writer = Writer::create(&writer_options)?;
+        let share = (device.memory_bytes() as f64 * options.reference_budget) as u64;
+        let budget = Budget::new(options.budget_bytes.unwrap_or(share));
+        let drain = Drain::start(writer, &options)?;
+        for entry in schema::entries() {
+            drain.send(Message::Name(entry));
+        }
+        let attributes = [
+            ("run", options.run.clone()),
+            ("forgetscope", env!("CARGO_PKG_VERSION").into()),
+            ("every", options.every.to_string()),
+            ("sketch_head", options.sketch_head.to_string()),
+            ("sketch_matrix", options.sketch_matrix.to_string()),
+            ("window", options.window.to_string()),
+            ("command", std::env::args().next().unwrap_or_default()),
+        ];
+        for (key, value) in attributes {
+            drain.send(Message::Name(Entry::Attribute { key: key.into(), value }));
+        }
+        let schedules = vec![Schedule::common(&options)];
+        let front = Front {
+            options,
+            device: Box::new(device),
+            budget,
+            catalog: Catalog::default(),
+            schedules,
+            tasks: Tasks::default(),
+            metrics: Vec::new(),
+            step: StepState::default(),
+            copies: Vec::new(),
+            pending: None,
+            updates: 0,
+            drain,
+        };
+        Ok(Self { front: Mutex::new(front), ring: path })
+    }
+
+    /// The calling side, for one call.
+    pub fn front(&self) -> parking_lot::MutexGuard<'_, Front> {
+        self.front.lock()
+    }
+
+    /// File of the ring.
+    pub fn ring_path(&self) -> &Path {
+        &self.ring
+    }
+
+    /// Waits until everything handed over so far is in the ring.
+    pub fn flush(&self) -> Result<()> {
+        let answer = self.front.lock().drain.flush();
+        answer.recv().map_err(|_| Error::System("the thread that writes the ring has ended".into()))
+    }
+
+    /// Publishes everything, marks the ring closed, ends the threads.
+    pub fn close(self) {
+        self.front.into_inner().drain.close();
+    }
+}
+
+impl Front {
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Adds a tensor to the catalog.
+    pub fn register(&mut self, spec: TensorSpec) -> Result<u32> {
+        let id = self.catalog.register(spec, &self.options)?;
+        let schedule = self.catalog.tensors[id as usize].schedule;
+        if !self.schedules.contains(&schedule) {
+            self.schedules.push(schedule);
+        }
+        if !self.catalog.tensors[id as usize].slices().is_empty() {
+            self.announce(id);
+        }
+        Ok(id)
+    }
+
+    /// Says where local data of a tensor lies from now on.
+    pub fn bind(&mut self, id: u32, source: Source, data: Data, shard: Option<Shard>) -> Result<()> {
+        if self.catalog.bind(id, source, data, shard, &self.options)? {
+            self.announce(id);
+        }
+        Ok(())
+    }
+
+    pub fn unbind(&mut self, id: u32, source: Source) -> Result<()> {
+        self.catalog.unbind(id, source)
+    }
+
+    /// How many layers a stacked buffer of this tensor holds; 1 if it stands alone.
+    pub fn stack(&self, id: u32) -> Result<(u32, u64)> {
+        let spec = &self.catalog.tensor(id)?.spec;
+        Ok((spec.stack, spec.numel))
+    }
+
+    /// Tells the other side of a tensor whose slices are known now.
+    fn announce(&mut self, id: u32) {
+        for entry in self.catalog.entries(id) {
+            self.drain.send(Message::Name(entry));
+        }
+        let slices = self.catalog.tensors[id as usize].slices();
+        self.drain.send(Message::Slices(self.catalog.slices[slices].to_vec()));
+    }
+
+    /// Training of a task begins; a name seen before returns to that task.
+    pub fn task_begin(&mut self, name: &str) -> Result<()> {
+        self.expect_idle("fgs_task_begin")?;
+        if let Some(current) = self.tasks.current {
+            let current = &self.tasks.list[usize::from(current)];
+            return Err(Error::WrongPhase(format!(
+                "fgs_task_begin: task '{}' has not ended; call fgs_task_end first",
+                current.name
+            )));
+        }
+        let task = self.task(name)?;
+        self.tasks.current = Some(task);
+        self.event(task, TaskEvent::Begin);
+        Ok(())
+    }
+
+    /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
+    pub fn task_end(&mut self) -> Result<()> {
+        self.expect_idle("fgs_task_end")?;
+        let Some(task) = self.tasks.current else {
+            return Err(Error::WrongPhase("fgs_task_end: no task has begun; call fgs_task_begin first".into()));
+        };
+        let state = &self.tasks.list[usize::from(task)];
+        let is_fresh = state.snapshot.is_some() && state.anchor == Some(self.updates);
+        if self.options.snapshot_at_task_end && !is_fresh {
+            self.take_snapshot(task);
+        }
+        let state = &mut self.tasks.list[usize::from(task)];
+        if state.snapshot.is_none() {
+            state.anchor = Some(self.updates);
+        }
+        self.tasks.current = None;
+        self.event(task, TaskEvent::End);
+        Ok(())
+    }
+
+    /// Keeps the parameters as they are now as the snapshot of `task`, or of the current task.
+    pub fn snapshot(&mut self, task: Option<&str>) -> Result<()> {
+        self.expect_idle("fgs_snapshot")?;
+        let task = match task {
+            Some(name) => self.task(name)?,
+            None => self.tasks.current.ok_or_else(|| {
+                Error::WrongPhase("fgs_snapshot: no task has begun; name one or call fgs_task_begin first".into())
+            })?,
+        };
+        self.take_snapshot(task);
+        Ok(())
+    }
+
+    /// A loss or another metric of a task, as the trainer measured it now.
+    pub fn evaluation(&mut self, task: &str, metric: &str, value: f64, higher_is_better: bool) -> Result<()> {
+        let task = self.task(task)?;
+        let metric = match self.metrics.iter().position(|known| known.name == metric) {
+            Some(id) if self.metrics[id].higher_is_better == higher_is_better => id as u16,
+            Some(_) => {
+                return Err(invalid!("higher_is_better: metric '{metric}' was recorded with the opposite before"));
+            }
+            None => {
+                let id = self.metrics.len() as u16;
+                self.metrics.push(Metric { name: metric.into(), higher_is_better });
+                self.drain.send(Message::Name(Entry::Metric { id, name: metric.into(), higher_is_better }));
+                self.drain.send(Message::Metric { id, higher_is_better });
+                id
+            }
+        };
+        self.drain.send(Message::Evaluation { task, metric, value, step: self.step.number });
+        Ok(())
+    }
+
+    /// The task called `name`, made known if it is new.
+    fn task(&mut self, name: &str) -> Result<message::TaskId> {
+        if name.is_empty() {
+            return Err(invalid!("task: the name is empty"));
+        }
+        if self.tasks.list.len() >= usize::from(u16::MAX) {
+            return Err(invalid!("task: '{name}' would be task number 65536, one more than there can be"));
+        }
+        let (id, is_new) = self.tasks.id(name);
+        if is_new {
+            self.drain.send(Message::Name(Entry::Task { id, name: name.into() }));
+        }
+        Ok(id)
+    }
+
+    fn event(&self, task: message::TaskId, event: TaskEvent) {
+        self.drain.send(Message::Task { task, event, step: self.step.number });
+    }
+
+    /// Counts a fault and publishes it.
+    pub fn fault(&self, fault: Fault) {
+        self.drain.send(Message::Fault { code: fault as u8, step: self.step.number });
+    }
+
+    fn expect_idle(&self, function: &str) -> Result<()> {
+        match self.step.phase {
+            step::Phase::Idle => Ok(()),
+            _ => Err(Error::WrongPhase(format!(
+                "{function}: step {} has not ended; call fgs_step_end first",
+                self.step.number
+            ))),
+        }
+    }
+}

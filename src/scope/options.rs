@@ -1,0 +1,253 @@
+//! Options: defaults < options struct < TOML file named by `FGS_CONFIG` < `FGS_*` environment variables.
+//!
+//! All three sources fill the same [`Layer`] of optional values, and layers are laid over each other in that order, so an
+//! option exists once and behaves alike everywhere. An unknown key or variable value is an error with a sentence, never
+//! silently ignored.
+
+use super::schedule::Rule;
+use super::{Error, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Resolved options.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the run, for people.
+    pub run: String,
+    /// File of the ring; `None`: a new name under /dev/shm.
+    pub ring_path: Option<PathBuf>,
+    /// Directory of the ring when no path is given.
+    pub ring_directory: Option<PathBuf>,
+    pub ring_slots: u64,
+    /// A step is sampled when `step − start` is a multiple of this; 0: never.
+    pub every: u64,
+    pub start_step: u64,
+    /// First step that is not sampled any more.
+    pub end_step: u64,
+    /// Threads of the CPU device; 0: as many as there are processors, at most 4.
+    pub threads: u32,
+    pub rank: u32,
+    pub world_size: u32,
+    /// Bytes for exact references, snapshots and copies; `None`: `reference_budget` of the device's memory.
+    pub budget_bytes: Option<u64>,
+    /// Share of the memory of the device that holds the tensors.
+    pub reference_budget: f64,
+    /// Buckets of the sketch of a head.
+    pub sketch_head: u32,
+    /// Buckets of the sketch of a matrix that is not split into heads.
+    pub sketch_matrix: u32,
+    /// Sampled steps whose sketches are kept: for noise correction, and as a reference where none is given.
+    pub window: u32,
+    /// A snapshot is taken at each end of task.
+    pub snapshot_at_task_end: bool,
+    /// Which tensors are measured when; the last rule that matches decides.
+    pub select: Vec<Rule>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            run: String::new(),
+            ring_path: None,
+            ring_directory: None,
+            ring_slots: crate::ring::DEFAULT_SLOTS,
+            every: 10,
+            start_step: 0,
+            end_step: u64::MAX,
+            threads: 0,
+            rank: 0,
+            world_size: 1,
+            budget_bytes: None,
+            reference_budget: 0.02,
+            sketch_head: 1024,
+            sketch_matrix: 16384,
+            window: 64,
+            snapshot_at_task_end: true,
+            select: Vec::new(),
+        }
+    }
+}
+
+/// Values that one source sets; the rest stays as it was.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    pub run: Option<String>,
+    pub ring_path: Option<PathBuf>,
+    pub ring_directory: Option<PathBuf>,
+    pub ring_slots: Option<u64>,
+    pub every: Option<u64>,
+    pub start_step: Option<u64>,
+    pub end_step: Option<u64>,
+    pub threads: Option<u32>,
+    pub rank: Option<u32>,
+    pub world_size: Option<u32>,
+    pub budget_bytes: Option<u64>,
+    pub reference_budget: Option<f64>,
+    pub sketch_head: Option<u32>,
+    pub sketch_matrix: Option<u32>,
+    pub window: Option<u32>,
+    pub snapshot_at_task_end: Option<bool>,
+    #[serde(default)]
+    pub select: Vec<Rule>,
+}
+
+/// Reads a variable of the environment. A function, so that tests need not change the process's environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Options {
+    /// Resolves `given` (the options struct) under the configuration file and the environment.
+    pub fn resolve(given: Layer, environment: Environment) -> Result<Self> {
+        let mut options = Self::default();
+        // Launchers say which rank this is; every source of ours may overrule them.
+        let launcher = |names: [&str; 4]| names.iter().find_map(|name| environment(name)?.trim().parse().ok());
+        options.rank = launcher(["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]).unwrap_or(0);
+        options.world_size =
+            launcher(["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1);
+        options.lay(given);
+        if let Some(path) = environment("FGS_CONFIG").filter(|path| !path.is_empty()) {
+            options.lay(read(Path::new(&path))?);
+        }
+        options.lay(from_environment(environment)?);
+        options.check()?;
+        Ok(options)
+    }
+
+    fn lay(&mut self, layer: Layer) {
+        macro_rules! take {
+            ($($field:ident),*) => { $(if let Some(value) = layer.$field { self.$field = value; })* };
+        }
+        take!(run, ring_slots, every, start_step, end_step, threads, rank, world_size, reference_budget);
+        take!(sketch_head, sketch_matrix, window, snapshot_at_task_end);
+        self.ring_path = layer.ring_path.or(self.ring_path.take());
+        self.ring_directory = layer.ring_directory.or(self.ring_directory.take());
+        self.budget_bytes = layer.budget_bytes.or(self.budget_bytes);
+        self.select.extend(layer.select);
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::Config(text));
+        if !(0.0..=1.0).contains(&self.reference_budget) {
+            return wrong(format!("reference_budget: {} is not a share between 0 and 1", self.reference_budget));
+        }
+        if self.rank >= self.world_size {
+            return wrong(format!("rank: {} is not below world_size, which is {}", self.rank, self.world_size));
+        }
+        for (name, buckets) in [("sketch_head", self.sketch_head), ("sketch_matrix", self.sketch_matrix)] {
+            if buckets == 0 || buckets % 256 != 0 || buckets > 1 << 24 {
+                return wrong(format!("{name}: {buckets} is not a multiple of 256 from 256 to 16777216"));
+            }
+        }
+        if self.window > 4096 {
+            return wrong(format!("window: {} steps are more than the 4096 that are allowed", self.window));
+        }
+        if !(16..=1 << 28).contains(&self.ring_slots) {
+            return wrong(format!("ring_slots: {} is not between 16 and 268435456", self.ring_slots));
+        }
+        self.select.iter().try_for_each(Rule::check)
+    }
+
+    /// Threads of the CPU device.
+    pub fn device_threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            threads => threads as usize,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Layer> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::Config(format!("FGS_CONFIG: cannot read {}: {error}", path.display())))?;
+    toml::from_str(&text).map_err(|error| Error::Config(format!("FGS_CONFIG: {}: {error}", path.display())))
+}
+
+fn from_environment(environment: Environment) -> Result<Layer> {
+    fn parse<T: std::str::FromStr>(environment: Environment, name: &str) -> Result<Option<T>> {
+        let Some(text) = environment(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+        let value = text.trim().parse();
+        value.map(Some).map_err(|_| Error::Config(format!("{name}: '{text}' is not a {}", kind_of::<T>())))
+    }
+    fn kind_of<T>() -> &'static str {
+        match std::any::type_name::<T>() {
+            "f64" => "number",
+            "bool" => "truth value (true or false)",
+            _ => "whole number in range",
+        }
+    }
+    let text = |name: &str| environment(name).filter(|text| !text.is_empty());
+    Ok(Layer {
+        run: text("FGS_RUN"),
+        ring_path: text("FGS_RING").map(PathBuf::from),
+        ring_directory: text("FGS_RING_DIR").map(PathBuf::from),
+        ring_slots: parse(environment, "FGS_RING_SLOTS")?,
+        every: parse(environment, "FGS_EVERY")?,
+        start_step: parse(environment, "FGS_START_STEP")?,
+        end_step: parse(environment, "FGS_END_STEP")?,
+        threads: parse(environment, "FGS_THREADS")?,
+        rank: parse(environment, "FGS_RANK")?,
+        world_size: parse(environment, "FGS_WORLD_SIZE")?,
+        budget_bytes: parse(environment, "FGS_BUDGET_BYTES")?,
+        reference_budget: parse(environment, "FGS_REFERENCE_BUDGET")?,
+        sketch_head: parse(environment, "FGS_SKETCH_HEAD")?,
+        sketch_matrix: parse(environment, "FGS_SKETCH_MATRIX")?,
+        window: parse(environment, "FGS_WINDOW")?,
+        snapshot_at_task_end: parse(environment, "FGS_SNAPSHOT_AT_TASK_END")?,
+        select: Rule::from_environment(text("FGS_INCLUDE"), text("FGS_EXCLUDE")),
+    })
+}
+
+/// `FGS_DISABLE` is set to anything but nothing or 0.
+pub fn is_disabled(environment: Environment) -> bool {
+    environment("FGS_DISABLE").is_some_and(|value| !matches!(value.trim(), "" | "0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(given: Layer, variables: &[(&str, &str)]) -> Result<Options> {
+        Options::resolve(given, &|name| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()))
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.toml");
+        std::fs::write(&path, "every = 20\nwindow = 32\n[[select]]\ntensors = 'mlp'\nevery = 5\n").unwrap();
+        let config = path.to_str().unwrap();
+        let given = Layer { every: Some(7), rank: Some(0), sketch_head: Some(512), ..Layer::default() };
+        let options = resolve(given, &[("FGS_CONFIG", config), ("FGS_WINDOW", "16")]).unwrap();
+        assert_eq!((options.every, options.window, options.sketch_head), (20, 16, 512));
+        assert_eq!(options.select.len(), 1);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |variables: &[(&str, &str)]| resolve(Layer::default(), variables).unwrap_err().to_string();
+        assert_eq!(error(&[("FGS_EVERY", "ten")]), "FGS_EVERY: 'ten' is not a whole number in range");
+        assert!(error(&[("FGS_REFERENCE_BUDGET", "2")]).starts_with("reference_budget: 2"));
+        assert!(error(&[("FGS_SKETCH_HEAD", "100")]).starts_with("sketch_head: 100"));
+        assert!(error(&[("FGS_CONFIG", "/nonexistent")]).contains("cannot read /nonexistent"));
+        assert!(error(&[("FGS_RANK", "3")]).starts_with("rank: 3"));
+        assert!(error(&[("FGS_INCLUDE", "(")]).contains("FGS_INCLUDE"));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.toml");
+        std::fs::write(&path, "evry = 20\n").unwrap();
+        assert!(error(&[("FGS_CONFIG", path.to_str().unwrap())]).contains("evry"));
+    }
+
+    #[test]
+    fn launchers_tell_the_rank() {
+        let options = resolve(Layer::default(), &[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")]).unwrap();
+        assert_eq!((options.rank, options.world_size), (3, 4));
+    }
+
+    #[test]
+    fn disabled() {
+        for (value, disabled) in [("1", true), ("true", true), ("0", false), ("", false)] {
+            assert_eq!(is_disabled(&|_| Some(value.into())), disabled);
+        }
+        assert!(!is_disabled(&|_| None));
+    }
+}

@@ -1,0 +1,184 @@
+//! References and snapshots: what is kept of an earlier task.
+
+use super::catalog::{Catalog, Data};
+use super::message::{Message, Origin, ReferenceBatch, SnapshotSketch, TaskId};
+use super::schema::{Fault, TaskEvent};
+use super::shard::Shard;
+use super::step::check_scale;
+use super::storage::{Budget, Exact};
+use super::task::ExactReference;
+use super::{Front, Result, error::invalid};
+use crate::device::{
+    AccumulateJob, Copy, Device, GradientSums, ParameterJob, SliceRead, Span, UpdateSums,
+};
+
+/// A batch of a reference that is being fed tensor by tensor.
+#[derive(Debug)]
+pub struct PendingBatch {
+    task: TaskId,
+    origin: Origin,
+    first: bool,
+    fed: Vec<bool>,
+    sketch: Vec<f32>,
+}
+
+impl Front {
+    /// The gradients that are bound now belong to the reference of `task`: one batch of its data.
+    pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
+        check_scale(scale)?;
+        self.expect_idle("fgs_reference_add")?;
+        let task = self.task(task)?;
+        let mut batch = self.batch(task)?;
+        let reads = self.catalog.reads(true, |id, tensor| {
+            tensor.schedule.every != 0 && !batch.fed.get(id).is_some_and(|fed| *fed)
+        });
+        if reads.iter().all(Option::is_none) && !batch.fed.contains(&true) {
+            return Err(invalid!("fgs_reference_add: no gradient is bound; call fgs_bind with FGS_GRADIENT first"));
+        }
+        let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
+        let device = &*self.device;
+        let non_finite = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
+        reference.count_batch();
+        let batches = reference.batches;
+        if non_finite > 0 {
+            self.fault(Fault::NonFinite);
+        }
+        self.drain.send(Message::Reference(Box::new(ReferenceBatch {
+            task,
+            step: self.step.number,
+            origin: batch.origin,
+            first: batch.first,
+            batches,
+            examples: examples as f64,
+            sketch: batch.sketch,
+        })));
+        Ok(())
+    }
+
+    /// One tensor's gradient of a reference batch, given by itself. `reference_add` completes the batch.
+    pub fn reference_feed(
+        &mut self,
+        task: &str,
+        tensor: u32,
+        data: Data,
+        shard: Option<Shard>,
+        scale: f64,
+    ) -> Result<()> {
+        check_scale(scale)?;
+        self.expect_idle("fgs_reference_feed")?;
+        let binding = self.catalog.transient(tensor, data, shard)?;
+        let task = self.task(task)?;
+        let mut batch = self.batch(task)?;
+        let measured = &self.catalog.tensors[tensor as usize];
+        if measured.counts() && measured.schedule.every != 0 {
+            let mut reads = vec![None; self.catalog.slices.len()];
+            self.catalog.read(measured, &binding, &mut reads);
+            let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
+            let device = &*self.device;
+            accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
+        }
+        batch.fed.resize(self.catalog.tensors.len(), false);
+        batch.fed[tensor as usize] = true;
+        self.pending = Some(batch);
+        Ok(())
+    }
+
+    /// The batch that is being fed, or a new one.
+    fn batch(&mut self, task: TaskId) -> Result<PendingBatch> {
+        if let Some(pending) = &self.pending
+            && pending.task != task
+        {
+            return Err(invalid!(
+                "task: a batch of '{}' is being fed; complete it with fgs_reference_add first",
+                self.tasks.list[usize::from(pending.task)].name
+            ));
+        }
+        if let Some(mut pending) = self.pending.take() {
+            pending.sketch.resize(self.catalog.buckets, 0.0);
+            return Ok(pending);
+        }
+        let (epoch, is_current) = (self.updates, self.tasks.current == Some(task));
+        let state = &mut self.tasks.list[usize::from(task)];
+        let origin = state.origin_at(epoch, is_current);
+        let (_, first) = state.reference_for(origin, epoch, &mut self.budget);
+        Ok(PendingBatch { task, origin, first, fed: Vec::new(), sketch: vec![0.0; self.catalog.buckets] })
+    }
+
+    /// Keeps the parameters as they are now.
+    pub(super) fn take_snapshot(&mut self, task: TaskId) {
+        self.advance_path();
+        let Self { catalog, tasks, device, budget, .. } = self;
+        let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
+        if reads.iter().all(Option::is_none) {
+            return;
+        }
+        let state = &mut tasks.list[usize::from(task)];
+        if let Some(old) = state.snapshot.take() {
+            budget.release(old.into_iter().flatten());
+        }
+        let mut kept: Vec<Option<Exact>> = reads
+            .iter()
+            .map(|read| read.as_ref().and_then(|read| budget.allocate(Span::of(read.segments))))
+            .collect();
+        let sketched: Vec<bool> = reads.iter().zip(&kept).map(|(read, kept)| read.is_some() && kept.is_none()).collect();
+        let mut sketch = vec![0.0; if sketched.contains(&true) { catalog.buckets } else { 0 }];
+        let mut jobs = Vec::new();
+        for ((read, kept), sketch) in reads.into_iter().zip(&mut kept).zip(catalog.split(&mut sketch)) {
+            let Some(read) = read else { continue };
+            let sketch = if kept.is_none() { sketch } else { &mut [] };
+            let copy = kept.as_mut().map(|exact| Copy {
+                span: exact.span,
+                values: &mut exact.values,
+                compare: false,
+                replace: true,
+            });
+            let (update_sketch, update) = (<&mut [f32]>::default(), UpdateSums::default());
+            jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks: Vec::new(), update });
+        }
+        device.parameters(&mut jobs);
+        kept.iter_mut().flatten().for_each(|exact| exact.measure(&**device));
+        state.snapshot = Some(kept);
+        state.anchor = Some(self.updates);
+        self.drain.send(Message::Snapshot(Box::new(SnapshotSketch { task, sketch, sketched })));
+        self.event(task, TaskEvent::Snapshot);
+    }
+}
+
+/// The exact reference that a batch belongs to.
+fn reference<'a>(task: &'a mut super::task::Task, batch: &PendingBatch) -> &'a mut ExactReference {
+    let slot = match batch.origin {
+        Origin::Frozen => &mut task.frozen,
+        Origin::Refreshed => &mut task.refreshed,
+    };
+    slot.get_or_insert_default()
+}
+
+/// Adds gradients to a reference. Returns how many values were not finite.
+fn accumulate(
+    catalog: &Catalog,
+    device: &dyn Device,
+    budget: &mut Budget,
+    reference: &mut ExactReference,
+    batch: &mut PendingBatch,
+    reads: Vec<Option<SliceRead<'_>>>,
+    scale: f64,
+) -> u64 {
+    reference.sums.resize_with(catalog.slices.len(), || None);
+    let is_first_batch = reference.batches == 0;
+    let mut jobs = Vec::new();
+    for ((read, sum), sketch) in reads.into_iter().zip(&mut reference.sums).zip(catalog.split(&mut batch.sketch)) {
+        let Some(read) = read else { continue };
+        let span = Span::of(read.segments);
+        if is_first_batch && sum.is_none() {
+            *sum = budget.allocate(span);
+        }
+        // A sum over other indices cannot take this batch: without it the mean would be wrong.
+        if let Some(old) = sum.take_if(|sum| sum.span != span) {
+            budget.release([old]);
+        }
+        let sum = sum.as_mut().map(|sum| (span, &mut sum.values[..]));
+        jobs.push(AccumulateJob { read, scale: scale as f32, sum, sketch, sums: GradientSums::default() });
+    }
+    device.accumulate(&mut jobs);
+    jobs.iter().map(|job| job.sums.non_finite).sum()
+}

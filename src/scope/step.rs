@@ -1,0 +1,420 @@
+//! The life of one step on the calling side: which passes are made, and what they leave for the drain thread.
+//!
+//! A step that is not sampled costs a comparison per call. A sampled step makes up to three passes over local memory:
+//! gradients, parameters before the update, parameters after it. All reading is over when the call returns.
+
+use super::catalog::{Catalog, Data};
+use super::message::{DriftStep, ExactPair, Message, ReferenceStep, StepSums, UpdateStep};
+use super::schema::{Fault, flag};
+use super::shard::Shard;
+use super::storage::{Budget, Exact};
+use super::task::{Task, Tasks};
+use super::{Error, Front, Result, error::invalid};
+use crate::device::{
+    Copy, Device, GradientJob, GradientSums, PairSums, ParameterJob, SliceRead, Span, TaskJob, UpdateSums,
+};
+use crate::ring::monotonic_ns;
+
+/// Where the scope is in the life of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Between steps.
+    Idle,
+    /// After `fgs_step_begin`.
+    Begun,
+    /// After `fgs_gradients_ready`.
+    Ready,
+}
+
+/// The step that is going on.
+#[derive(Debug)]
+pub struct StepState {
+    pub phase: Phase,
+    pub number: u64,
+    /// Highest step that was begun so far.
+    highest: Option<u64>,
+    /// What a sampled step has measured so far.
+    sums: Option<Box<Measured>>,
+}
+
+/// A sampled step under way.
+#[derive(Debug)]
+struct Measured {
+    sums: StepSums,
+    /// Which tensors are due in this step.
+    due: Vec<bool>,
+    /// Tensors that were fed and need not be read again.
+    fed: Vec<bool>,
+    /// Parameters were read.
+    before_taken: bool,
+    spent_ns: u64,
+}
+
+impl Default for StepState {
+    fn default() -> Self {
+        Self { phase: Phase::Idle, number: 0, highest: None, sums: None }
+    }
+}
+
+/// A copy of a slice's parameters as of the latest sampled step.
+#[derive(Debug)]
+pub struct Before {
+    exact: Exact,
+    /// It holds parameters of an earlier step.
+    known: bool,
+}
+
+impl Front {
+    /// A step begins. Any number is legal: trainers go back and skip.
+    pub fn step_begin(&mut self, step: u64) -> Result<()> {
+        if self.step.phase != Phase::Idle {
+            self.fault(Fault::Abandoned);
+            self.step.sums = None;
+        }
+        let rerun = self.step.highest.is_some_and(|highest| step <= highest);
+        self.step.highest = self.step.highest.max(Some(step));
+        self.step.number = step;
+        self.step.phase = Phase::Begun;
+        if !self.schedules.iter().any(|schedule| schedule.is_due(step)) {
+            return Ok(());
+        }
+        if !self.drain.has_room() {
+            self.fault(Fault::Overrun);
+            return Ok(());
+        }
+        let due: Vec<bool> = self.catalog.tensors.iter().map(|t| t.counts() && t.schedule.is_due(step)).collect();
+        let slices = self.catalog.slices.len();
+        let sums = StepSums {
+            step,
+            time_ns: monotonic_ns(),
+            flags: if rerun { flag::RERUN } else { 0 },
+            gradients: vec![None; slices],
+            updates: vec![None; slices],
+            sketch: vec![0.0; self.catalog.buckets],
+            references: self.earlier_tasks(),
+            ..StepSums::default()
+        };
+        let fed = vec![false; due.len()];
+        self.step.sums = Some(Box::new(Measured { sums, due, fed, before_taken: false, spent_ns: 0 }));
+        Ok(())
+    }
+
+    /// Brings the copies up to the present outside a sampled step, so that paths begin and end where snapshots are.
+    pub(super) fn advance_path(&mut self) {
+        let mut references = self.earlier_tasks();
+        let Self { catalog, tasks, device, copies, budget, .. } = self;
+        let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
+        let weights = move_on(catalog, tasks, &**device, copies, budget, reads, &mut references);
+        let paths = references.iter().map(|r| (r.task, r.origin, r.batches, r.path));
+        self.drain.send(Message::Path(paths.collect(), weights));
+    }
+
+    /// What is measured against each earlier task in this step.
+    fn earlier_tasks(&mut self) -> Vec<ReferenceStep> {
+        let slices = self.catalog.slices.len();
+        let device = &*self.device;
+        self.tasks.list.iter_mut().for_each(|task| task.measure(device));
+        let earlier = self.tasks.earlier().map(|(id, task)| ReferenceStep {
+            task: id,
+            origin: task.origin(),
+            batches: task.reference().map_or(0.0, |reference| f64::from(reference.batches)),
+            anchor_batches: task.frozen.as_ref().map_or(0.0, |reference| f64::from(reference.batches)),
+            anchor_is_frozen: task.frozen.as_ref().is_some_and(|frozen| task.is_anchor(frozen.epoch)),
+            pairs: vec![None; slices],
+            updates: vec![None; slices],
+            path: 0.0,
+            drifts: vec![None; slices],
+            drift_sketch: Vec::new(),
+        });
+        earlier.collect()
+    }
+
+    /// One tensor's gradient, given by itself; part of the step that is going on.
+    pub fn feed(&mut self, tensor: u32, data: Data, shard: Option<Shard>, scale: f64) -> Result<()> {
+        check_scale(scale)?;
+        self.expect_begun("fgs_gradient_feed")?;
+        self.catalog.tensor(tensor)?;
+        let Self { catalog, tasks, device, copies, budget, step, .. } = self;
+        let Some(measured) = &mut step.sums else { return Ok(()) };
+        let binding = catalog.transient(tensor, data, shard)?;
+        if !is_set(&measured.due, tensor as usize) {
+            return Ok(());
+        }
+        if measured.fed.contains(&true) && measured.sums.scale != scale {
+            return Err(invalid!("scale: {scale} differs from {}, with which this step began", measured.sums.scale));
+        }
+        let started = monotonic_ns();
+        measured.sums.scale = scale;
+        measured.before(catalog, tasks, &**device, copies, budget);
+        let mut reads = vec![None; catalog.slices.len()];
+        catalog.read(&catalog.tensors[tensor as usize], &binding, &mut reads);
+        measured.gradients(catalog, tasks, &**device, reads);
+        measured.fed[tensor as usize] = true;
+        measured.spent_ns += monotonic_ns() - started;
+        Ok(())
+    }
+
+    /// All gradients are final. Reads those that are bound and were not fed.
+    pub fn gradients_ready(&mut self, scale: f64, unreduced: bool) -> Result<()> {
+        check_scale(scale)?;
+        self.expect_begun("fgs_gradients_ready")?;
+        self.step.phase = Phase::Ready;
+        let Self { catalog, tasks, device, copies, budget, step, .. } = self;
+        let Some(measured) = &mut step.sums else { return Ok(()) };
+        let started = monotonic_ns();
+        measured.sums.scale = scale;
+        if unreduced {
+            measured.sums.flags |= flag::UNREDUCED;
+        }
+        measured.before(catalog, tasks, &**device, copies, budget);
+        let reads = catalog.reads(true, |id, _| is_set(&measured.due, id) && !is_set(&measured.fed, id));
+        measured.gradients(catalog, tasks, &**device, reads);
+        measured.spent_ns += monotonic_ns() - started;
+        Ok(())
+    }
+
+    /// The update was made, or skipped.
+    pub fn step_end(&mut self, applied: bool) -> Result<()> {
+        if self.step.phase == Phase::Idle {
+            return Err(Error::WrongPhase("fgs_step_end: no step has begun; call fgs_step_begin first".into()));
+        }
+        self.step.phase = Phase::Idle;
+        self.updates += u64::from(applied);
+        let Some(mut measured) = self.step.sums.take() else { return Ok(()) };
+        if !measured.before_taken {
+            // Neither gradients_ready nor fed: nothing was measured in this step.
+            return Ok(());
+        }
+        let started = monotonic_ns();
+        if applied {
+            measured.after(&self.catalog, &self.tasks, &*self.device, &mut self.copies);
+        } else {
+            measured.sums.flags |= flag::SKIPPED;
+        }
+        measured.sums.applied = applied;
+        let measured_tensors = measured.tensors(&self.catalog);
+        if measured_tensors < self.catalog.tensors.iter().filter(|tensor| tensor.counts()).count() as u32 {
+            measured.sums.flags |= flag::PARTIAL;
+        }
+        measured.sums.tensors = measured_tensors;
+        measured.sums.cost = (measured.spent_ns + monotonic_ns() - started) as f64 * 1e-9;
+        self.drain.send(Message::Step(Box::new(measured.sums)));
+        Ok(())
+    }
+
+    fn expect_begun(&self, function: &str) -> Result<()> {
+        match self.step.phase {
+            Phase::Begun => Ok(()),
+            Phase::Idle => Err(Error::WrongPhase(format!("{function}: no step has begun; call fgs_step_begin first"))),
+            Phase::Ready => Err(Error::WrongPhase(format!(
+                "{function}: the gradients of this step were ready already; call fgs_step_end first"
+            ))),
+        }
+    }
+}
+
+impl Measured {
+    /// Tensors of which a gradient or parameters were measured.
+    fn tensors(&self, catalog: &Catalog) -> u32 {
+        let seen = |slice: usize| {
+            let (gradients, updates) = (&self.sums.gradients, &self.sums.updates);
+            gradients.get(slice).is_some_and(Option::is_some) || updates.get(slice).is_some_and(Option::is_some)
+        };
+        catalog.tensors.iter().filter(|tensor| tensor.slices().any(seen)).count() as u32
+    }
+
+    /// The pass over gradients.
+    fn gradients(
+        &mut self,
+        catalog: &Catalog,
+        tasks: &Tasks,
+        device: &dyn Device,
+        reads: Vec<Option<SliceRead<'_>>>,
+    ) {
+        let sums = &mut self.sums;
+        sums.resize(catalog.slices.len(), catalog.buckets);
+        let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+        let mut slices = Vec::new();
+        let mut jobs = Vec::new();
+        for ((slice, read), sketch) in reads.into_iter().enumerate().zip(catalog.split(&mut sums.sketch)) {
+            let Some(read) = read else { continue };
+            let references = earlier.iter().map(|task| task.kept_reference(slice).map(Exact::kept));
+            slices.push(slice);
+            jobs.push(GradientJob {
+                read,
+                references: references.collect(),
+                sketch,
+                sums: GradientSums::default(),
+                pairs: vec![PairSums::default(); earlier.len()],
+            });
+        }
+        device.gradients(&mut jobs);
+        let results: Vec<_> = jobs.into_iter().map(|job| (job.sums, job.pairs)).collect();
+        for (slice, (found, pairs)) in slices.into_iter().zip(results) {
+            *sums.gradients[slice].get_or_insert_default() += found;
+            for ((reference, pair), task) in sums.references.iter_mut().zip(pairs).zip(&earlier) {
+                if let Some(exact) = task.kept_reference(slice) {
+                    let total = reference.pairs[slice]
+                        .get_or_insert(ExactPair { sums: PairSums::default(), reference_squares: exact.squares });
+                    total.sums += pair;
+                }
+            }
+        }
+    }
+
+    /// The pass over parameters before the update, once a step.
+    fn before(
+        &mut self,
+        catalog: &Catalog,
+        tasks: &Tasks,
+        device: &dyn Device,
+        copies: &mut Vec<Option<Before>>,
+        budget: &mut Budget,
+    ) {
+        if !std::mem::replace(&mut self.before_taken, true) {
+            let due = &self.due;
+            let reads = catalog.reads(false, |id, _| is_set(due, id));
+            let references = &mut self.sums.references;
+            self.sums.weights_before = move_on(catalog, tasks, device, copies, budget, reads, references);
+        }
+    }
+
+    /// The pass over parameters after the update: the update itself, and the drift from every snapshot.
+    fn after(
+        &mut self,
+        catalog: &Catalog,
+        tasks: &Tasks,
+        device: &dyn Device,
+        copies: &mut Vec<Option<Before>>,
+    ) {
+        let due = &self.due;
+        let reads = catalog.reads(false, |id, _| is_set(due, id));
+        let sums = &mut self.sums;
+        let slices = catalog.slices.len();
+        sums.resize(slices, catalog.buckets);
+        copies.resize_with(slices, || None);
+        let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+        // Slices without an exact copy or snapshot need the sketch of the parameters themselves.
+        let sketched: Vec<bool> = (0..slices)
+            .map(|slice| {
+                copies[slice].is_none()
+                    || earlier.iter().any(|task| task.snapshot.is_some() && task.kept_snapshot(slice).is_none())
+            })
+            .collect();
+        let wanted = reads.iter().zip(&sketched).any(|(read, sketched)| read.is_some() && *sketched);
+        sums.weights_after = vec![0.0; if wanted { catalog.buckets } else { 0 }];
+        sums.update_sketch = vec![0.0; catalog.buckets];
+        let mut drift_sketches: Vec<_> = Vec::with_capacity(earlier.len());
+        for (reference, task) in sums.references.iter_mut().zip(&earlier) {
+            reference.drift_sketch = vec![0.0; if task.snapshot.is_some() { catalog.buckets } else { 0 }];
+            drift_sketches.push(catalog.split(&mut reference.drift_sketch).into_iter());
+        }
+        let mut jobs = Vec::new();
+        let mut measured = Vec::new();
+        let weights = catalog.split(&mut sums.weights_after).into_iter();
+        let updates = catalog.split(&mut sums.update_sketch).into_iter();
+        let parts = reads.into_iter().zip(copies).enumerate().zip(weights).zip(updates);
+        for (((slice, (read, copy)), sketch), update_sketch) in parts {
+            let drift: Vec<_> = drift_sketches.iter_mut().map(|parts| parts.next().unwrap_or_default()).collect();
+            let Some(read) = read else { continue };
+            let tasks = earlier.iter().zip(drift).map(|(task, drift_sketch)| TaskJob {
+                reference: task.kept_reference(slice).map(Exact::kept),
+                anchor: task.kept_anchor(slice),
+                snapshot: task.kept_snapshot(slice).map(Exact::kept),
+                drift_sketch: if task.kept_snapshot(slice).is_some() { drift_sketch } else { &mut [] },
+                ..TaskJob::default()
+            });
+            let copy = copy.as_mut().map(|before| {
+                let values = &mut before.exact.values[..];
+                Copy { span: before.exact.span, values, compare: true, replace: false }
+            });
+            let sketch = if sketched[slice] { sketch } else { &mut [] };
+            let update_sketch = if copy.is_some() { update_sketch } else { &mut [] };
+            measured.push(slice);
+            let (tasks, update) = (tasks.collect(), UpdateSums::default());
+            jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks, update });
+        }
+        device.parameters(&mut jobs);
+        let results: Vec<_> = jobs
+            .into_iter()
+            .map(|job| {
+                let exact = job.copy.is_some();
+                let tasks: Vec<_> = job.tasks.iter().map(|task| (task.update, task.drift)).collect();
+                (job.update, exact, tasks)
+            })
+            .collect();
+        for (slice, (found, exact, found_tasks)) in measured.into_iter().zip(results) {
+            let tensor = &catalog.tensors[catalog.slices[slice].tensor as usize];
+            let mantissa_bits = tensor.parameters().map_or(23, |binding| binding.mantissa_bits());
+            sums.updates[slice] = Some(UpdateStep { sums: found, exact, mantissa_bits });
+            for ((reference, task), (pair, drift)) in sums.references.iter_mut().zip(&earlier).zip(found_tasks) {
+                reference.updates[slice] = task
+                    .kept_reference(slice)
+                    .filter(|_| exact)
+                    .map(|kept| ExactPair { sums: pair, reference_squares: kept.squares });
+                let anchored = task.kept_anchor(slice).is_some();
+                let kept = task.kept_snapshot(slice).is_some();
+                reference.drifts[slice] = kept.then_some(DriftStep { sums: drift, anchored });
+            }
+        }
+    }
+}
+
+/// Measures how far the parameters moved along each reference since the last time, and takes fresh copies. Returns the
+/// fp64 sketch of slices for which the budget allows no copy; empty if there are none.
+fn move_on(
+    catalog: &Catalog,
+    tasks: &Tasks,
+    device: &dyn Device,
+    copies: &mut Vec<Option<Before>>,
+    budget: &mut Budget,
+    reads: Vec<Option<SliceRead<'_>>>,
+    references: &mut [ReferenceStep],
+) -> Vec<f64> {
+    copies.resize_with(catalog.slices.len(), || None);
+    for (copy, read) in copies.iter_mut().zip(&reads) {
+        let Some(read) = read else { continue };
+        let span = Span::of(read.segments);
+        if let Some(old) = copy.take_if(|copy| copy.exact.span != span) {
+            budget.release([old.exact]);
+        }
+        if copy.is_none() {
+            *copy = budget.allocate(span).map(|exact| Before { exact, known: false });
+        }
+    }
+    let sketched = reads.iter().zip(&*copies).any(|(read, copy)| read.is_some() && copy.is_none());
+    let mut weights = vec![0.0; if sketched { catalog.buckets } else { 0 }];
+    let earlier: Vec<&Task> = references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+    let mut jobs = Vec::new();
+    let parts = catalog.split(&mut weights);
+    for (((slice, read), copy), sketch) in reads.into_iter().enumerate().zip(copies.iter_mut()).zip(parts) {
+        let Some(read) = read else { continue };
+        let sketch = if copy.is_none() { sketch } else { &mut [] };
+        let tasks = earlier
+            .iter()
+            .map(|task| TaskJob { reference: task.kept_reference(slice).map(Exact::kept), ..TaskJob::default() });
+        let copy = copy.as_mut().map(|before| {
+            let compare = std::mem::replace(&mut before.known, true);
+            Copy { span: before.exact.span, values: &mut before.exact.values, compare, replace: true }
+        });
+        let (update_sketch, update, tasks) = (<&mut [f32]>::default(), UpdateSums::default(), tasks.collect());
+        jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks, update });
+    }
+    device.parameters(&mut jobs);
+    for (index, reference) in references.iter_mut().enumerate() {
+        reference.path = jobs.iter().map(|job| job.tasks[index].update.dot).sum();
+    }
+    weights
+}
+
+/// Scales come from loss scaling, token counts and clipping: any finite positive number.
+pub fn check_scale(scale: f64) -> Result<()> {
+    if scale.is_finite() && scale > 0.0 {
+        return Ok(());
+    }
+    Err(invalid!("scale: {scale} is not a finite number above zero"))
+}
+
+fn is_set(bits: &[bool], id: usize) -> bool {
+    bits.get(id).is_some_and(|bit| *bit)
+}

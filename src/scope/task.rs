@@ -1,0 +1,145 @@
+//! Tasks on the calling side: exact references and snapshots, and when they were taken.
+
+use super::message::{Origin, TaskId};
+use super::storage::{Budget, Exact};
+use crate::device::{Device, Kept};
+
+/// An exact reference: per slice the sum of batch gradients, where the budget allowed to keep it.
+#[derive(Debug, Default)]
+pub struct ExactReference {
+    /// Number of updates made before it was taken.
+    pub epoch: u64,
+    pub batches: u32,
+    pub sums: Vec<Option<Exact>>,
+    /// Sums of squares and peaks are up to date.
+    measured: bool,
+}
+
+impl ExactReference {
+    pub fn new(epoch: u64) -> Self {
+        Self { epoch, ..Self::default() }
+    }
+
+    /// Counts a batch that was added to the sums.
+    pub fn count_batch(&mut self) {
+        self.batches += 1;
+        self.measured = false;
+    }
+
+    /// Brings sums of squares up to date.
+    fn measure(&mut self, device: &dyn Device) {
+        if !std::mem::replace(&mut self.measured, true) {
+            self.sums.iter_mut().flatten().for_each(|sum| sum.measure(device));
+        }
+    }
+}
+
+/// A task.
+#[derive(Debug)]
+pub struct Task {
+    pub name: String,
+    /// Reference at the weights of the snapshot.
+    pub frozen: Option<ExactReference>,
+    /// Reference at later weights.
+    pub refreshed: Option<ExactReference>,
+    /// Exact snapshot of the parameters, per slice.
+    pub snapshot: Option<Vec<Option<Exact>>>,
+    /// Number of updates made before its snapshot was taken or its training ended.
+    pub anchor: Option<u64>,
+}
+
+impl Task {
+    pub fn new(name: String) -> Self {
+        Self { name, frozen: None, refreshed: None, snapshot: None, anchor: None }
+    }
+
+    /// Gradients are compared with this.
+    pub fn reference(&self) -> Option<&ExactReference> {
+        self.refreshed.as_ref().or(self.frozen.as_ref())
+    }
+
+    pub fn origin(&self) -> Option<Origin> {
+        match (&self.refreshed, &self.frozen) {
+            (Some(_), _) => Some(Origin::Refreshed),
+            (None, Some(frozen)) => {
+                Some(if self.is_anchor(frozen.epoch) { Origin::Frozen } else { Origin::Refreshed })
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// What a reference taken after `epoch` updates is.
+    pub fn origin_at(&self, epoch: u64, is_current: bool) -> Origin {
+        if is_current || self.is_anchor(epoch) { Origin::Frozen } else { Origin::Refreshed }
+    }
+
+    /// The task's final weights, as far as they are known, are those after `epoch` updates.
+    pub fn is_anchor(&self, epoch: u64) -> bool {
+        self.anchor.is_none_or(|anchor| anchor == epoch)
+    }
+
+    /// The reference that a batch at `epoch` belongs to, and whether the batch begins it.
+    pub fn reference_for(&mut self, origin: Origin, epoch: u64, budget: &mut Budget) -> (&mut ExactReference, bool) {
+        let slot = match origin {
+            Origin::Frozen => {
+                // A new frozen reference makes a refreshed one of the past obsolete.
+                if let Some(old) = self.refreshed.take() {
+                    budget.release(old.sums.into_iter().flatten());
+                }
+                &mut self.frozen
+            }
+            Origin::Refreshed => &mut self.refreshed,
+        };
+        let first = slot.as_ref().is_none_or(|reference| reference.epoch != epoch);
+        if first && let Some(old) = slot.take() {
+            budget.release(old.sums.into_iter().flatten());
+        }
+        (slot.get_or_insert_with(|| ExactReference::new(epoch)), first)
+    }
+
+    /// Brings sums of squares of the references up to date.
+    pub fn measure(&mut self, device: &dyn Device) {
+        self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.measure(device));
+    }
+
+    /// Exact reference of now for a slice.
+    pub fn kept_reference(&self, slice: usize) -> Option<&Exact> {
+        self.reference()?.sums.get(slice)?.as_ref()
+    }
+
+    /// Exact reference at the snapshot for a slice.
+    pub fn kept_anchor(&self, slice: usize) -> Option<Kept<'_>> {
+        Some(self.frozen.as_ref()?.sums.get(slice)?.as_ref()?.kept())
+    }
+
+    /// Exact snapshot of a slice.
+    pub fn kept_snapshot(&self, slice: usize) -> Option<&Exact> {
+        self.snapshot.as_ref()?.get(slice)?.as_ref()
+    }
+}
+
+/// The tasks of a scope.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    pub list: Vec<Task>,
+    pub current: Option<TaskId>,
+}
+
+impl Tasks {
+    /// The task called `name`, and whether it is new.
+    pub fn id(&mut self, name: &str) -> (TaskId, bool) {
+        match self.list.iter().position(|task| task.name == name) {
+            Some(id) => (id as TaskId, false),
+            None => {
+                self.list.push(Task::new(name.into()));
+                ((self.list.len() - 1) as TaskId, true)
+            }
+        }
+    }
+
+    /// Tasks other than the current one: those that may be forgotten.
+    pub fn earlier(&self) -> impl Iterator<Item = (TaskId, &Task)> {
+        let current = self.current;
+        (0..).zip(&self.list).filter(move |(id, _)| Some(*id) != current)
+    }
+}
