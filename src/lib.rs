@@ -10,6 +10,7 @@
 //! Arrows go one way. The C surface is `abi`; Rust programs of this project use `ring` to read and `scope::schema` for
 //! the meaning of records. Start at `scope` for how a step is measured, at `docs/` for the mathematics.
 
+pub mod abi;
 pub mod device;
 pub mod ring;
 pub mod scope;

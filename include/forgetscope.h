@@ -1,0 +1,732 @@
+// forgetscope: a live instrument for catastrophic forgetting, built into the trainer.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//
+//     fgs_scope *scope = NULL;
+//     fgs_open(NULL, &scope);                              // options from FGS_CONFIG and FGS_* variables
+//     for (int i = 0; i < n; i++) {
+//         fgs_tensor t = FGS_TENSOR_INIT;
+//         t.name = name[i]; t.role = role[i]; t.layer = layer[i]; t.head_count = 12; t.numel = numel[i];
+//         fgs_register(scope, &t, &id[i]);
+//         fgs_bind(scope, id[i], FGS_GRAD, &grad[i]);      // grad[i]: a DLPack tensor
+//         fgs_bind(scope, id[i], FGS_PARAM, &param[i]);
+//     }
+//     fgs_task_begin(scope, "legal");
+//     for (...) {                                          // each optimizer step
+//         fgs_step_begin(scope, step);
+//         fgs_gradients_ready(scope, clip, 0, NULL);       // gradients final, clip still to be applied
+//         fgs_step_end(scope, 1, NULL);                    // parameters updated
+//     }
+//     fgs_task_end(scope);                                 // keeps a snapshot: drift is measured from here
+//     fgs_close(scope);
+//
+// Errors.    Functions return an fgs_status; negative values are errors. A failed call did nothing and says why in
+//            fgs_last_error(). Nothing ever aborts, throws, or changes training.
+// Threads.   Functions on one scope may be called from any thread; they are carried out one after another.
+// Ownership. Scopes and readers belong to the caller until closed. Strings that are passed in are copied. Strings that
+//            come out belong to the library; each function says for how long. Tensors are read, never written or kept.
+// Structs.   Initialise every struct with its FGS_..._INIT macro: fields may be added at the end in later versions.
+// Streams.   Arguments called `stream` order device memory; for host memory they are NULL.
+
+
+#ifndef FORGETSCOPE_H
+#define FORGETSCOPE_H
+
+/* Generated from src/abi by cbindgen: change the documentation there, then `make header`. */
+
+#include <stddef.h>
+#include <stdint.h>
+/* Version that this header belongs to: major * 10000 + minor * 100 + patch. fgs_version() gives the library's. */
+#define FGS_VERSION_MAJOR 0
+#define FGS_VERSION_MINOR 1
+#define FGS_VERSION_PATCH 0
+#define FGS_VERSION (FGS_VERSION_MAJOR * 10000 + FGS_VERSION_MINOR * 100 + FGS_VERSION_PATCH)
+
+/* Second field of every struct: tells an initialised struct from garbage. */
+#define FGS_MAGIC 0x31534746u
+
+/* "Not set", in fields of this type. */
+#define FGS_UNSET_U32 UINT32_MAX
+#define FGS_UNSET_U64 UINT64_MAX
+
+/* A DLPack tensor. If <dlpack/dlpack.h> is included before this header it is DLPack's own type; else it is declared
+ * here with the same layout, and a DLTensor* may be cast to fgs_dltensor*. Consumers read it and never free it. */
+#ifdef DLPACK_DLPACK_H_
+typedef DLTensor fgs_dltensor;
+#else
+typedef struct fgs_dltensor {
+    /* First byte of the allocation. */
+    void *data;
+    struct {
+        /* DLDeviceType: 1 host, 2 CUDA, 3 pinned host. */
+        int32_t device_type;
+        int32_t device_id;
+    } device;
+    int32_t ndim;
+    struct {
+        /* DLDataTypeCode: 2 float, 4 bfloat. */
+        uint8_t code;
+        uint8_t bits;
+        uint16_t lanes;
+    } dtype;
+    int64_t *shape;
+    /* In elements; NULL: row-major without gaps. */
+    int64_t *strides;
+    /* From data to the first element. */
+    uint64_t byte_offset;
+} fgs_dltensor;
+#endif
+
+
+// Outcome of a call.
+//
+// Zero is success, positive values are answers that are no errors, negative values are errors: the call did nothing,
+// `fgs_last_error()` says why, and training may go on as if it had not been made.
+enum fgs_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Done.
+    FGS_OK = 0,
+    // `fgs_reader_next`: nothing new at present.
+    FGS_EMPTY = 1,
+    // `fgs_reader_next`: the writer has ended and everything was read.
+    FGS_CLOSED = 2,
+    // A pointer that is needed is NULL.
+    FGS_ERROR_NULL = -1,
+    // An argument has a value that it may not have.
+    FGS_ERROR_INVALID = -2,
+    // A struct was not initialised with its FGS_..._INIT macro, or its header is newer than this library.
+    FGS_ERROR_STRUCT = -3,
+    // There is nothing with this id, name or path.
+    FGS_ERROR_NOT_FOUND = -4,
+    // The call does not fit here in the life of a step or task.
+    FGS_ERROR_PHASE = -5,
+    // Legal, but not something that this build measures.
+    FGS_ERROR_UNSUPPORTED = -6,
+    // A configuration file, environment variable or option cannot be used.
+    FGS_ERROR_CONFIG = -7,
+    // The ring could not be created or read.
+    FGS_ERROR_RING = -8,
+    // The system refused threads or memory.
+    FGS_ERROR_SYSTEM = -9,
+    // A bug in forgetscope was caught at the boundary.
+    FGS_ERROR_INTERNAL = -10,
+    // The process was forked after `fgs_open`; the scope belongs to the parent.
+    FGS_ERROR_FORKED = -11,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_status fgs_status;
+#else
+typedef int32_t fgs_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What a tensor does in the model. Decides the default head map, and sums are taken per role.
+enum fgs_role
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Anything else.
+    FGS_ROLE_OTHER = 0,
+    // Token embedding.
+    FGS_ROLE_EMBEDDING = 1,
+    // Learned position embedding.
+    FGS_ROLE_POSITION = 2,
+    // Query projection; heads are bands of rows.
+    FGS_ROLE_QUERY = 3,
+    // Key projection; heads are bands of rows.
+    FGS_ROLE_KEY = 4,
+    // Value projection; heads are bands of rows.
+    FGS_ROLE_VALUE = 5,
+    // Query, key and value in one tensor: see fgs_head_layout.
+    FGS_ROLE_QKV = 6,
+    // Attention output projection; heads are bands of columns.
+    FGS_ROLE_OUTPUT = 7,
+    // Attention output gate; heads are bands of rows.
+    FGS_ROLE_GATE = 8,
+    // First matrix of the MLP.
+    FGS_ROLE_MLP_IN = 9,
+    // Last matrix of the MLP.
+    FGS_ROLE_MLP_OUT = 10,
+    // Gate matrix of a gated MLP.
+    FGS_ROLE_MLP_GATE = 11,
+    // Scale or shift of a normalisation.
+    FGS_ROLE_NORM = 12,
+    // Router of a mixture of experts.
+    FGS_ROLE_ROUTER = 13,
+    // Output head.
+    FGS_ROLE_LM_HEAD = 14,
+    // Bias that is not split into heads.
+    FGS_ROLE_BIAS = 15,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_role fgs_role;
+#else
+typedef uint32_t fgs_role;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// How the heads of a tensor lie along its head axis.
+enum fgs_head_layout
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // By role, if head_count is set: QKV concatenated; query, key, value, gate and output separate; else none.
+    FGS_HEADS_AUTO = 0,
+    // The tensor is one slice.
+    FGS_HEADS_NONE = 1,
+    // One head after another, all of the tensor's own role.
+    FGS_HEADS_SEPARATE = 2,
+    // All query heads, then all key heads, then all value heads (GPT-2, llm.c).
+    FGS_HEADS_CONCATENATED = 3,
+    // Per query group: its query heads, its key head, its value head (Megatron's linear_qkv).
+    FGS_HEADS_INTERLEAVED = 4,
+    // Per query group: its query heads, as many gate heads, its key head, its value head.
+    FGS_HEADS_INTERLEAVED_GATED = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_head_layout fgs_head_layout;
+#else
+typedef uint32_t fgs_head_layout;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Which data of a tensor is meant.
+enum fgs_data
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Gradient.
+    FGS_GRAD = 0,
+    // Parameters as the model uses them.
+    FGS_PARAM = 1,
+    // fp32 master copy of the parameters; measured instead of FGS_PARAM where bound, since bf16 hides small updates.
+    FGS_MASTER = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_data fgs_data;
+#else
+typedef uint32_t fgs_data;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Bits of fgs_tensor.flags.
+enum fgs_tensor_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Other ranks hold the same data; only the copy with `replica` 0 is measured, so that it counts once.
+    FGS_TENSOR_REPLICATED = 1,
+    // The tensor is another name of `tied_to`; it is not measured, so that the data counts once.
+    FGS_TENSOR_TIED = 2,
+    // The tensor belongs to one expert of a mixture of experts.
+    FGS_TENSOR_EXPERT = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_tensor_flag fgs_tensor_flag;
+#else
+typedef uint32_t fgs_tensor_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Bits of `flags` of `fgs_gradients_ready`.
+enum fgs_gradient_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // The gradients are this rank's own, before the data-parallel reduction. Records are marked, since their sums over
+    // ranks are not those of the reduced gradient.
+    FGS_GRADIENTS_UNREDUCED = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_gradient_flag fgs_gradient_flag;
+#else
+typedef uint32_t fgs_gradient_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What `fgs_reader_name` looks up.
+enum fgs_name
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Name of a kind of record.
+    FGS_NAME_KIND = 0,
+    // Name of a value: id = kind << 8 | index.
+    FGS_NAME_VALUE = 1,
+    // Name of a task.
+    FGS_NAME_TASK = 2,
+    // Name of a tensor.
+    FGS_NAME_TENSOR = 3,
+    // Name of a role.
+    FGS_NAME_ROLE = 4,
+    // Name of a metric.
+    FGS_NAME_METRIC = 5,
+    // Name of a level.
+    FGS_NAME_LEVEL = 6,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_name fgs_name;
+#else
+typedef uint32_t fgs_name;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// A reader of one ring. Opaque. One thread at a time; any number of readers, in any process.
+typedef struct fgs_reader fgs_reader;
+
+// An open instrument. Opaque; one per process or one per model, as the trainer likes.
+//
+// All functions that take a scope may be called from any thread; calls on one scope are carried out one after another.
+typedef struct fgs_scope fgs_scope;
+
+// Options of `fgs_open`. Initialise with `FGS_OPTIONS_INIT`, then set what differs from the defaults.
+//
+// Unset values are NULL, `FGS_UNSET_U32`, `FGS_UNSET_U64`, or negative. Precedence, lowest first: defaults, this struct,
+// the TOML file named by the environment variable `FGS_CONFIG`, variables `FGS_*`.
+typedef struct {
+    // sizeof(fgs_options); set by FGS_OPTIONS_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_OPTIONS_INIT.
+    uint32_t magic;
+    // Name of the run, for people. Variable FGS_RUN.
+    const char *run;
+    // File of the ring, which must not exist. Default: a new file in /dev/shm. Variable FGS_RING.
+    const char *ring_path;
+    // Regular expression: only tensors whose name contains a match are measured. Variable FGS_INCLUDE.
+    const char *include;
+    // Regular expression: tensors whose name contains a match are not measured. Variable FGS_EXCLUDE.
+    const char *exclude;
+    // Records that the ring holds; rounded up to a power of two, 128 bytes each. Default 65536. Variable FGS_RING_SLOTS.
+    uint64_t ring_slots;
+    // A step is sampled when (step − start_step) is a multiple of this; 0: never. Default 10. Variable FGS_EVERY.
+    uint64_t every;
+    // First step that may be sampled. Default 0. Variable FGS_START_STEP.
+    uint64_t start_step;
+    // First step that is not sampled any more. Default: none. Variable FGS_END_STEP.
+    uint64_t end_step;
+    // Bytes for exact references, snapshots and copies; beyond it sketches are kept. Default: `reference_budget` of the
+    // memory of the device that holds the tensors. Variable FGS_BUDGET_BYTES.
+    uint64_t budget_bytes;
+    // Share of the device's memory, 0 to 1. Default 0.02. Variable FGS_REFERENCE_BUDGET.
+    double reference_budget;
+    // Threads that measure tensors in host memory. Default: processors, at most 4. Variable FGS_THREADS.
+    uint32_t threads;
+    // Rank of this process. Default: from the launcher's environment, else 0. Variable FGS_RANK.
+    uint32_t rank;
+    // Number of ranks. Default: from the launcher's environment, else 1. Variable FGS_WORLD_SIZE.
+    uint32_t world_size;
+    // Buckets of the sketch of a head; a multiple of 256. Default 1024. Variable FGS_SKETCH_HEAD.
+    uint32_t sketch_head;
+    // Buckets of the sketch of a matrix without heads; a multiple of 256. Default 16384. Variable FGS_SKETCH_MATRIX.
+    uint32_t sketch_matrix;
+    // Sampled steps whose sketches are kept for noise correction and as trailing reference. Default 64. Variable
+    // FGS_WINDOW.
+    uint32_t window;
+} fgs_options;
+
+// A tensor of the model, as it is without sharding. Initialise with `FGS_TENSOR_INIT`.
+//
+// Needed: name, numel. Everything else has a default. Names identify tensors across ranks and runs: the seed of a
+// tensor's sketch is made of its name, so that sketches of shards add up.
+typedef struct {
+    // sizeof(fgs_tensor); set by FGS_TENSOR_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_TENSOR_INIT.
+    uint32_t magic;
+    // Unique name, UTF-8, copied. With layer_count > 1 it must contain "{layer}", which is replaced by the number.
+    const char *name;
+    // Elements of the unsharded tensor.
+    uint64_t numel;
+    // Rows and columns of the unsharded tensor, row-major; both 0: taken from the data when it is first bound whole.
+    // Needed for heads that are bands of columns if only shards are bound.
+    uint64_t rows;
+    // See rows.
+    uint64_t cols;
+    // fgs_role.
+    uint32_t role;
+    // Number of the layer, or −1.
+    int32_t layer;
+    // Number of the expert, or −1. Sets FGS_TENSOR_EXPERT.
+    int32_t expert;
+    // A label of the trainer's choice, such as the optimizer's parameter group.
+    uint32_t group;
+    // fgs_head_layout.
+    uint32_t head_layout;
+    // 0: heads are bands of rows; 1: of columns; FGS_UNSET_U32: by role (columns for FGS_ROLE_OUTPUT).
+    uint32_t head_axis;
+    // Query heads in this tensor; 0: not split.
+    uint32_t head_count;
+    // Key/value heads in this tensor; 0: as many as head_count.
+    uint32_t kv_head_count;
+    // Number of the first query head in the whole model: tensor parallelism with a tensor registered per rank.
+    uint32_t head_offset;
+    // Number of the first key/value head in the whole model.
+    uint32_t kv_head_offset;
+    // Bits of fgs_tensor_flag.
+    uint32_t flags;
+    // Which of several equal copies this is, with FGS_TENSOR_REPLICATED.
+    uint32_t replica;
+    // Id of the tensor that this one is another name of, with FGS_TENSOR_TIED.
+    uint32_t tied_to;
+    // Layers stacked in one buffer (llm.c): registers as many tensors, with consecutive ids and layers.
+    uint32_t layer_count;
+} fgs_tensor;
+
+// Which elements of the unsharded tensor the local data is: `run_count` runs of `run_length` elements, the first at
+// `offset`, one every `run_step`, all counted in the row-major order of the unsharded tensor. Initialise with
+// `FGS_SHARD_INIT`.
+//
+// A flat range (ZeRO, Megatron's distributed optimizer): offset only. Rows of a matrix: offset = first row · columns.
+// Columns of a matrix: offset = first column, run_length = local columns, run_step = columns, run_count = rows.
+typedef struct {
+    // sizeof(fgs_shard); set by FGS_SHARD_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_SHARD_INIT.
+    uint32_t magic;
+    // First element.
+    uint64_t offset;
+    // Elements of a run; 0: all of the local data is one run.
+    uint64_t run_length;
+    // From the beginning of one run to that of the next; at least run_length. Not read if there is one run.
+    uint64_t run_step;
+    // Number of runs; 0 counts as 1.
+    uint64_t run_count;
+} fgs_shard;
+
+// A record of the ring: see docs/statistics for what the values of each kind are. Ids that do not apply are all ones,
+// values that do not apply are NaN.
+typedef struct {
+    // CLOCK_MONOTONIC, nanoseconds.
+    uint64_t time_ns;
+    // The trainer's step.
+    uint64_t step;
+    // What the record is; decides the meaning of `values`.
+    uint16_t kind;
+    // 0 head, 1 tensor, 2 role, 3 layer, 4 model.
+    uint8_t level;
+    uint8_t reserved;
+    uint32_t flags;
+    uint32_t rank;
+    // The task that was being trained.
+    uint16_t task;
+    // The earlier task that it was compared with, or that was evaluated.
+    uint16_t reference;
+    // Id of the tensor.
+    uint32_t tensor;
+    // Head: role << 16 | number; role; layer: by level.
+    uint32_t slice;
+    double values[10];
+} fgs_record;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// Why the latest failed call of this thread failed: one or two sentences that name the argument.
+//
+// The text belongs to the library and is valid until the next call of a forgetscope function on this thread. It is empty
+// if no call failed yet; a successful call leaves it as it is. Never NULL.
+const char *fgs_last_error(void);
+
+// Name of a status, for messages: "FGS_ERROR_PHASE". Static text, never NULL, also for numbers that are no status.
+const char *fgs_status_name(int32_t status);
+
+// Opens an instrument: creates its ring in shared memory and starts its threads.
+//
+// `options` may be NULL for the defaults; files and environment variables overrule them either way (see `fgs_options`).
+// With FGS_DISABLE=1 in the environment nothing is created: the scope is valid and every call on it does nothing.
+// On failure `*out` is NULL, which every other function refuses with FGS_ERROR_NULL, so a trainer that ignores the status
+// trains on.
+//
+// The scope belongs to the caller until `fgs_close`. Errors: FGS_ERROR_NULL, FGS_ERROR_STRUCT, FGS_ERROR_CONFIG,
+// FGS_ERROR_RING (the ring cannot be created), FGS_ERROR_SYSTEM.
+//
+// Requires:
+// `options` must be NULL or readable; `out` must be NULL or writable.
+fgs_status fgs_open(const fgs_options *options,
+                    fgs_scope **out);
+
+// Closes an instrument: publishes what is still waiting, marks the ring closed, ends the threads, frees the scope.
+//
+// NULL is fine and does nothing. The ring's file stays, for those who read later; `forgetscope ls --prune` removes the
+// files of ended runs. No other call on the scope may be going on or follow.
+//
+// Requires:
+// `scope` must be NULL or come from `fgs_open` and not have been closed.
+fgs_status fgs_close(fgs_scope *scope);
+
+// Waits until everything handed over so far is in the ring. For tests and for the end of a run; a trainer need not call
+// it. Takes as long as the evaluation of at most four sampled steps.
+//
+// Requires:
+// `scope` must be NULL or come from `fgs_open` and not have been closed.
+fgs_status fgs_flush(const fgs_scope *scope);
+
+// Path of the ring's file in `*path`. The text belongs to the scope and is valid until `fgs_close`; empty if disabled.
+//
+// Requires:
+// `scope` must be NULL or come from `fgs_open` and not have been closed; `path` must be NULL or writable.
+fgs_status fgs_ring_path(const fgs_scope *scope,
+                         const char **path);
+
+// Version of the library that is loaded: FGS_VERSION of the header that it was built with. Compare the two to notice a
+// header and a library that do not belong together.
+uint32_t fgs_version(void);
+
+// Adds a tensor to the catalog. Its id in `*id` is used in all other calls; with layer_count > 1 it is the first of
+// layer_count consecutive ids.
+//
+// May be called at any time, also during training. Nothing is measured before data is bound or fed. Errors:
+// FGS_ERROR_NULL, FGS_ERROR_STRUCT, FGS_ERROR_INVALID (the sentence names the field).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `tensor` must be NULL or readable, with a terminated name;
+// `id` must be NULL or writable.
+fgs_status fgs_register(fgs_scope *scope,
+                        const fgs_tensor *tensor,
+                        uint32_t *id);
+
+// Says where all of a tensor's data lies: `what` is FGS_GRAD, FGS_PARAM or FGS_MASTER.
+//
+// The data is read later, inside `fgs_gradients_ready`, `fgs_step_end`, `fgs_reference_add`, `fgs_snapshot`,
+// `fgs_task_end`, and never outside them. It must stay readable until it is bound to something else or unbound with
+// `tensor` NULL. Binding again costs little when only the address changes, so it may be done in every step.
+//
+// Accepted: float64, float32, float16, bfloat16, in host memory, row-major or any strides that amount to at most two
+// dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
+// dimension is the layer (or layer × rows). Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
+// FGS_ERROR_UNSUPPORTED (device, dtype, strides).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `tensor` must be NULL or describe readable memory.
+fgs_status fgs_bind(fgs_scope *scope, uint32_t id, uint32_t what, const fgs_dltensor *tensor);
+
+// Says where this rank's part of a tensor lies. `shard` tells which elements of the unsharded tensor it is; NULL: all.
+//
+// Whatever is not covered belongs to other ranks and is never read here. Data that was cut at any place is fine, also in
+// the middle of a row or head. Otherwise as `fgs_bind`.
+//
+// Requires:
+// As for `fgs_bind`; `shard` must be NULL or readable.
+fgs_status fgs_bind_shard(fgs_scope *scope,
+                          uint32_t id,
+                          uint32_t what,
+                          const fgs_dltensor *tensor,
+                          const fgs_shard *shard);
+
+// Training of a task begins: from now on gradients are this task's, and all other tasks are earlier ones.
+//
+// A name seen before returns to that task. Errors: FGS_ERROR_PHASE if a task or step has not ended.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `name` must be NULL or a terminated string.
+fgs_status fgs_task_begin(fgs_scope *scope, const char *name);
+
+// Training of the current task ends.
+//
+// If parameters are bound and no snapshot was taken since the last update, one is taken now. If no reference was given,
+// the mean over the task's last sampled steps (at most 64) becomes its *trailing* reference. Errors: FGS_ERROR_PHASE if
+// no task has begun or a step has not ended.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed.
+fgs_status fgs_task_end(fgs_scope *scope);
+
+// The gradients that are bound now are one batch of the reference of `task`: gradients of that task's data.
+//
+// Call it 32 to 64 times, once per batch, with the weights unchanged; a single batch is mostly noise. Done at the
+// task's final weights, before or after `fgs_task_end`, the reference is *frozen*: interference and predicted loss change
+// are measured against it. Done later at other weights, with a small replay batch, it is *refreshed*: a new reference
+// for interference, and the sum of ⟨g_A(θ_t), Δθ_t⟩ along the path then follows the true loss. The first batch after an
+// update begins a new reference.
+//
+// examples: loss terms (tokens, or sequences) that the batch's loss is a mean over; 0 if unknown. It scales the
+// second-order term of the prediction. scale: what the gradient has to be multiplied by to be that of the mean loss.
+// stream: NULL for host memory. Errors: FGS_ERROR_INVALID (scale; nothing bound), FGS_ERROR_PHASE (inside a step).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `task` must be NULL or a terminated string; bound gradients
+// must be readable and not written to during the call.
+fgs_status fgs_reference_add(fgs_scope *scope,
+                             const char *task,
+                             uint64_t examples,
+                             double scale,
+                             void *stream);
+
+// One tensor's gradient of a reference batch, for trainers that never have all gradients at once.
+//
+// The batch is complete with the next `fgs_reference_add` for the same task, which also takes what is bound and was not
+// fed. The data is read during the call. Arguments as for `fgs_gradient_feed` and `fgs_reference_add`.
+//
+// Requires:
+// As for `fgs_gradient_feed`; `task` must be NULL or a terminated string.
+fgs_status fgs_reference_feed(fgs_scope *scope,
+                              const char *task,
+                              uint32_t id,
+                              const fgs_dltensor *tensor,
+                              const fgs_shard *shard,
+                              double scale,
+                              void *stream);
+
+// Keeps the parameters that are bound now as the snapshot of `task` (NULL: of the current one): drift is measured from
+// it. `fgs_task_end` does this by itself unless it was done since the last update.
+//
+// stream: NULL for host memory. Without bound parameters nothing is kept. Errors: FGS_ERROR_PHASE.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `task` must be NULL or a terminated string; bound
+// parameters must be readable and not written to during the call.
+fgs_status fgs_snapshot(fgs_scope *scope,
+                        const char *task,
+                        void *stream);
+
+// An optimizer step begins. `step` is the trainer's own number; any is legal, so runs may go back or skip.
+//
+// Costs well under 100 ns if the step is not sampled. A step that was begun and not ended is given up and counted.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed.
+fgs_status fgs_step_begin(fgs_scope *scope, uint64_t step);
+
+// One tensor's gradient, for trainers that never have all gradients at once (callbacks, fused backward and update).
+//
+// Between `fgs_step_begin` and `fgs_gradients_ready` or `fgs_step_end`, in any order; shards of one tensor may be fed one
+// by one. The data is read during the call and not afterwards. `shard`: NULL for all of the tensor. `scale` must be the
+// same for all tensors of a step. stream: NULL for host memory.
+//
+// Errors: FGS_ERROR_PHASE, FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID, FGS_ERROR_UNSUPPORTED as for `fgs_bind`.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `tensor` must be NULL or describe memory that is readable
+// and not written to during the call; `shard` must be NULL or readable.
+fgs_status fgs_gradient_feed(fgs_scope *scope,
+                             uint32_t id,
+                             const fgs_dltensor *tensor,
+                             const fgs_shard *shard,
+                             double scale,
+                             void *stream);
+
+// All gradients of the step are final: after accumulation and reduction, before the update.
+//
+// Reads every bound gradient that was not fed, and the bound parameters as they are before the update; all reading is
+// over when the call returns. `scale`: what the trainer will still multiply the gradient by (1/loss scale, 1/tokens, the
+// clip coefficient); a finite number above zero. `flags`: bits of fgs_gradient_flag. stream: NULL for host memory.
+// Errors: FGS_ERROR_PHASE, FGS_ERROR_INVALID (scale, flags).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; bound data must be readable and not written to during the
+// call.
+fgs_status fgs_gradients_ready(fgs_scope *scope,
+                               double scale,
+                               uint32_t flags,
+                               void *stream);
+
+// The step is over. `applied`: 1 if the update was made, 0 if the trainer skipped it (overflow, say).
+//
+// Reads the bound parameters as they are after the update; all reading is over when the call returns. stream: NULL for
+// host memory. Errors: FGS_ERROR_PHASE if no step has begun.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; bound data must be readable and not written to during the
+// call.
+fgs_status fgs_step_end(fgs_scope *scope,
+                        int32_t applied,
+                        void *stream);
+
+// The loss of a task on held-out data, as the weights are now. Lower is better. Not the training loss of a batch.
+//
+// Forgetting and backward transfer follow from it. Non-finite values are taken: a diverged loss is an outcome. At any
+// time between `fgs_open` and `fgs_close`; it belongs to the step that was begun last.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `task` must be NULL or a terminated string.
+fgs_status fgs_record_loss(fgs_scope *scope, const char *task, double value);
+
+// Any other metric of a task on held-out data, such as accuracy. `higher_is_better`: 1 or 0, the same in every call for
+// one metric. Otherwise as `fgs_record_loss`.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `task` and `metric` must be NULL or terminated strings.
+fgs_status fgs_record_eval(fgs_scope *scope,
+                           const char *task,
+                           const char *metric,
+                           double value,
+                           int32_t higher_is_better);
+
+// Opens the ring at `path` for reading, from the oldest record that is still there. It belongs to the caller until
+// `fgs_reader_close`.
+//
+// A file that is no ring, or a damaged or hostile one, gives FGS_ERROR_RING and a sentence.
+//
+// Requires:
+// `path` must be NULL or a terminated string; `out` must be NULL or writable.
+fgs_status fgs_reader_open(const char *path, fgs_reader **out);
+
+// The next record in `*record` and FGS_OK; or FGS_EMPTY if there is none at present; or FGS_CLOSED if the writer has
+// ended and everything was read.
+//
+// `*lost` receives how many records were overwritten before they could be read since the last call: exactly, usually 0.
+// Never waits. NULL for `lost` if it does not matter.
+//
+// Requires:
+// `reader` must come from `fgs_reader_open` and not have been closed; `record` must be NULL or writable, `lost` NULL or
+// writable.
+fgs_status fgs_reader_next(fgs_reader *reader,
+                           fgs_record *record,
+                           uint64_t *lost);
+
+// The name of a task, tensor, kind, … in `*name`: `what` is an fgs_name. The text belongs to the reader and is valid
+// until `fgs_reader_close`. FGS_ERROR_NOT_FOUND if the catalog does not have it (yet).
+//
+// Requires:
+// `reader` must come from `fgs_reader_open` and not have been closed; `name` must be NULL or writable.
+fgs_status fgs_reader_name(fgs_reader *reader,
+                           uint32_t what,
+                           uint32_t id,
+                           const char **name);
+
+// Closes a reader. NULL is fine and does nothing.
+//
+// Requires:
+// `reader` must be NULL or come from `fgs_reader_open` and not have been closed.
+fgs_status fgs_reader_close(fgs_reader *reader);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* FORGETSCOPE_H */
+
+/* Initialisers: `fgs_options options = FGS_OPTIONS_INIT;`. The order is that of the fields. */
+#define FGS_OPTIONS_INIT                                                                                  \
+    {                                                                                                     \
+        (uint32_t)sizeof(fgs_options), FGS_MAGIC, NULL, NULL, NULL, NULL, FGS_UNSET_U64, FGS_UNSET_U64,   \
+            FGS_UNSET_U64, FGS_UNSET_U64, FGS_UNSET_U64, -1.0, FGS_UNSET_U32, FGS_UNSET_U32,              \
+            FGS_UNSET_U32, FGS_UNSET_U32, FGS_UNSET_U32, FGS_UNSET_U32                                    \
+    }
+
+#define FGS_TENSOR_INIT                                                                                   \
+    {                                                                                                     \
+        (uint32_t)sizeof(fgs_tensor), FGS_MAGIC, NULL, 0, 0, 0, FGS_ROLE_OTHER, -1, -1, 0,                \
+            FGS_HEADS_AUTO, FGS_UNSET_U32, 0, 0, 0, 0, 0, 0, FGS_UNSET_U32, 1                             \
+    }
+
+#define FGS_SHARD_INIT                                                                                    \
+    {                                                                                                     \
+        (uint32_t)sizeof(fgs_shard), FGS_MAGIC, 0, 0, 0, 0                                                \
+    }

@@ -1,0 +1,115 @@
+//! The life of a step.
+
+use super::boundary::{Failure, Outcome, guard};
+use super::handle::{fgs_scope, with_front};
+use super::status::fgs_status;
+use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
+use std::ffi::c_void;
+
+/// Bits of `flags` of `fgs_gradients_ready`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum fgs_gradient_flag {
+    /// The gradients are this rank's own, before the data-parallel reduction. Records are marked, since their sums over
+    /// ranks are not those of the reduced gradient.
+    FGS_GRADIENTS_UNREDUCED = 1,
+}
+
+/// Streams order device memory; this build reads host memory inside the call.
+pub(super) fn check_stream(stream: *mut c_void) -> Outcome<()> {
+    if stream.is_null() {
+        return Ok(());
+    }
+    let text = "stream: this build measures host memory only, which needs no stream; pass NULL";
+    Err(Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, text))
+}
+
+/// An optimizer step begins. `step` is the trainer's own number; any is legal, so runs may go back or skip.
+///
+/// Costs well under 100 ns if the step is not sampled. A step that was begun and not ended is given up and counted.
+///
+/// # Safety
+/// `scope` must come from `fgs_open` and not have been closed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fgs_step_begin(scope: *mut fgs_scope, step: u64) -> fgs_status {
+    // SAFETY: the caller's promise.
+    guard(|| unsafe { with_front(scope, |front| Ok(front.step_begin(step)?)) })
+}
+
+/// One tensor's gradient, for trainers that never have all gradients at once (callbacks, fused backward and update).
+///
+/// Between `fgs_step_begin` and `fgs_gradients_ready` or `fgs_step_end`, in any order; shards of one tensor may be fed one
+/// by one. The data is read during the call and not afterwards. `shard`: NULL for all of the tensor. `scale` must be the
+/// same for all tensors of a step. stream: NULL for host memory.
+///
+/// Errors: FGS_ERROR_PHASE, FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID, FGS_ERROR_UNSUPPORTED as for `fgs_bind`.
+///
+/// # Safety
+/// `scope` must come from `fgs_open` and not have been closed; `tensor` must be NULL or describe memory that is readable
+/// and not written to during the call; `shard` must be NULL or readable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fgs_gradient_feed(
+    scope: *mut fgs_scope,
+    id: u32,
+    tensor: *const fgs_dltensor,
+    shard: *const fgs_shard,
+    scale: f64,
+    stream: *mut c_void,
+) -> fgs_status {
+    guard(|| {
+        check_stream(stream)?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            with_front(scope, |front| {
+                let data = host_tensor(tensor)?;
+                let shard = self::shard(shard, data.numel())?;
+                Ok(front.feed(id, data.data()?, shard, scale)?)
+            })
+        }
+    })
+}
+
+/// All gradients of the step are final: after accumulation and reduction, before the update.
+///
+/// Reads every bound gradient that was not fed, and the bound parameters as they are before the update; all reading is
+/// over when the call returns. `scale`: what the trainer will still multiply the gradient by (1/loss scale, 1/tokens, the
+/// clip coefficient); a finite number above zero. `flags`: bits of fgs_gradient_flag. stream: NULL for host memory.
+/// Errors: FGS_ERROR_PHASE, FGS_ERROR_INVALID (scale, flags).
+///
+/// # Safety
+/// `scope` must come from `fgs_open` and not have been closed; bound data must be readable and not written to during the
+/// call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fgs_gradients_ready(
+    scope: *mut fgs_scope,
+    scale: f64,
+    flags: u32,
+    stream: *mut c_void,
+) -> fgs_status {
+    guard(|| {
+        check_stream(stream)?;
+        let unreduced = fgs_gradient_flag::FGS_GRADIENTS_UNREDUCED as u32;
+        if flags & !unreduced != 0 {
+            return Err(Failure::invalid(format!("flags: {flags:#x} has bits that are no fgs_gradient_flag")));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { with_front(scope, |front| Ok(front.gradients_ready(scale, flags & unreduced != 0)?)) }
+    })
+}
+
+/// The step is over. `applied`: 1 if the update was made, 0 if the trainer skipped it (overflow, say).
+///
+/// Reads the bound parameters as they are after the update; all reading is over when the call returns. stream: NULL for
+/// host memory. Errors: FGS_ERROR_PHASE if no step has begun.
+///
+/// # Safety
+/// `scope` must come from `fgs_open` and not have been closed; bound data must be readable and not written to during the
+/// call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fgs_step_end(scope: *mut fgs_scope, applied: i32, stream: *mut c_void) -> fgs_status {
+    guard(|| {
+        check_stream(stream)?;
+        // SAFETY: the caller's promise.
+        unsafe { with_front(scope, |front| Ok(front.step_end(applied != 0)?)) }
+    })
+}

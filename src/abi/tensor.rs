@@ -1,0 +1,207 @@
+//! Data that comes from C: DLPack tensors and shards.
+
+use super::boundary::{Failure, Outcome};
+use super::status::fgs_status;
+use super::text::check_struct;
+use crate::device::{DType, Memory};
+use crate::scope::{Data, Shard, View};
+use std::ffi::c_void;
+
+/// DLPack's DLTensor, laid out alike. The header gives it under the name `fgs_dltensor`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct fgs_dltensor {
+    /// First byte of the allocation.
+    pub data: *mut c_void,
+    /// DLDeviceType: 1 host, 2 CUDA, 3 pinned host.
+    pub device_type: i32,
+    pub device_id: i32,
+    pub ndim: i32,
+    /// DLDataTypeCode: 2 float, 4 bfloat.
+    pub dtype_code: u8,
+    pub dtype_bits: u8,
+    pub dtype_lanes: u16,
+    pub shape: *mut i64,
+    /// In elements; NULL: row-major without gaps.
+    pub strides: *mut i64,
+    /// From `data` to the first element.
+    pub byte_offset: u64,
+}
+
+/// Which elements of the unsharded tensor the local data is: `run_count` runs of `run_length` elements, the first at
+/// `offset`, one every `run_step`, all counted in the row-major order of the unsharded tensor. Initialise with
+/// `FGS_SHARD_INIT`.
+///
+/// A flat range (ZeRO, Megatron's distributed optimizer): offset only. Rows of a matrix: offset = first row · columns.
+/// Columns of a matrix: offset = first column, run_length = local columns, run_step = columns, run_count = rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct fgs_shard {
+    /// sizeof(fgs_shard); set by FGS_SHARD_INIT.
+    pub size: u32,
+    /// FGS_MAGIC; set by FGS_SHARD_INIT.
+    pub magic: u32,
+    /// First element.
+    pub offset: u64,
+    /// Elements of a run; 0: all of the local data is one run.
+    pub run_length: u64,
+    /// From the beginning of one run to that of the next; at least run_length. Not read if there is one run.
+    pub run_step: u64,
+    /// Number of runs; 0 counts as 1.
+    pub run_count: u64,
+}
+
+/// A tensor from C, checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostTensor {
+    base: *const u8,
+    dtype: DType,
+    dims: Dims,
+}
+
+/// Shape and strides, as far as they matter: at most eight dimensions.
+#[derive(Clone, Copy, Debug)]
+struct Dims {
+    count: usize,
+    shape: [i64; MAX_DIMS],
+    strides: [i64; MAX_DIMS],
+}
+
+const MAX_DIMS: usize = 8;
+
+/// Checks a tensor's description. Its elements are not touched.
+///
+/// # Safety
+/// `tensor` must be NULL or readable, with `ndim` readable values behind `shape`, and behind `strides` unless NULL.
+pub(super) unsafe fn host_tensor(tensor: *const fgs_dltensor) -> Outcome<HostTensor> {
+    // SAFETY: the caller's promise.
+    let Some(tensor) = (unsafe { tensor.as_ref() }) else { return Err(Failure::null("tensor")) };
+    let unsupported = |text: String| Err(Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, text));
+    match tensor.device_type {
+        1 | 3 => {}
+        2 => {
+            let id = tensor.device_id;
+            return unsupported(format!(
+                "tensor.device: the data is on CUDA device {id}; this build measures host memory only"
+            ));
+        }
+        other => return unsupported(format!("tensor.device: DLPack device type {other} is not host memory")),
+    }
+    let dtype = match (tensor.dtype_code, tensor.dtype_bits, tensor.dtype_lanes) {
+        (2, 64, 1) => DType::F64,
+        (2, 32, 1) => DType::F32,
+        (2, 16, 1) => DType::F16,
+        (4, 16, 1) => DType::Bf16,
+        (code, bits, lanes) => {
+            return unsupported(format!(
+                "tensor.dtype: code {code} with {bits} bits and {lanes} lanes is none of float64, float32, float16, bfloat16"
+            ));
+        }
+    };
+    let Some(count) = usize::try_from(tensor.ndim).ok().filter(|&count| count <= MAX_DIMS) else {
+        return Err(Failure::invalid(format!("tensor.ndim: {} is not between 0 and {MAX_DIMS}", tensor.ndim)));
+    };
+    let mut dims = Dims { count, shape: [1; MAX_DIMS], strides: [0; MAX_DIMS] };
+    if count > 0 {
+        if tensor.shape.is_null() {
+            return Err(Failure::null("tensor.shape"));
+        }
+        // SAFETY: `ndim` values are readable, says the caller.
+        dims.shape[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(tensor.shape, count) });
+    }
+    if let Some(length) = dims.shape[..count].iter().find(|&&length| length < 0) {
+        return Err(Failure::invalid(format!("tensor.shape: {length} is negative")));
+    }
+    let numel = dims.shape[..count].iter().try_fold(1i64, |numel, &length| numel.checked_mul(length));
+    if numel.is_none_or(|numel| numel > 1 << 48) {
+        return Err(Failure::invalid("tensor.shape: more than 2^48 elements"));
+    }
+    let mut dense = 1;
+    for k in (0..count).rev() {
+        dims.strides[k] = dense;
+        dense *= dims.shape[k].max(1);
+    }
+    if !tensor.strides.is_null() && count > 0 {
+        // SAFETY: `ndim` values are readable, says the caller.
+        dims.strides[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(tensor.strides, count) });
+        let bad = (0..count).find(|&k| dims.shape[k] > 1 && dims.strides[k] <= 0);
+        if let Some(k) = bad {
+            let stride = dims.strides[k];
+            return unsupported(format!("tensor.strides: stride {stride} of dimension {k} is not above zero"));
+        }
+    }
+    if tensor.data.is_null() && numel != Some(0) {
+        return Err(Failure::null("tensor.data"));
+    }
+    let base = (tensor.data as *const u8).wrapping_add(tensor.byte_offset as usize);
+    if !(base as usize).is_multiple_of(dtype.size()) {
+        return Err(Failure::invalid(format!(
+            "tensor.data: the first element is at {base:?}, which is not a multiple of its size, {} bytes",
+            dtype.size()
+        )));
+    }
+    Ok(HostTensor { base, dtype, dims })
+}
+
+impl HostTensor {
+    fn shape(&self) -> &[i64] {
+        &self.dims.shape[..self.dims.count]
+    }
+
+    pub fn numel(&self) -> u64 {
+        self.shape().iter().product::<i64>() as u64
+    }
+
+    /// The part `index` of `count` along the first dimension: one layer of a stacked buffer. `None` if the first dimension
+    /// does not hold a multiple of `count`.
+    pub fn layer(&self, index: u32, count: u32) -> Option<Self> {
+        let rows = *self.shape().first()?;
+        let per_layer = rows / i64::from(count);
+        if per_layer * i64::from(count) != rows {
+            return None;
+        }
+        let mut layer = *self;
+        layer.dims.shape[0] = per_layer;
+        let elements = i64::from(index) * per_layer * self.dims.strides[0];
+        layer.base = self.base.wrapping_add(elements as usize * self.dtype.size());
+        Some(layer)
+    }
+
+    /// The data as the scope takes it.
+    ///
+    /// # Safety
+    /// Every element of the view must be readable whenever the scope reads it: for a binding until it is replaced, for fed
+    /// data during the call.
+    pub unsafe fn data(&self) -> Outcome<Data> {
+        let strides = &self.dims.strides[..self.dims.count];
+        let Some(view) = View::collapse(self.shape(), Some(strides)) else {
+            return Err(Failure::new(
+                fgs_status::FGS_ERROR_UNSUPPORTED,
+                format!(
+                    "tensor.strides: the view {:?} with strides {strides:?} has more than two independent dimensions; \
+                     pass a contiguous tensor, or one view per part with fgs_bind_shard",
+                    self.shape()
+                ),
+            ));
+        };
+        let numel = self.numel();
+        let rows = self.shape().first().map_or(1, |&rows| rows as u64);
+        // SAFETY: the caller's promise; alignment was checked by `host_tensor`.
+        let memory = unsafe { Memory::new(self.base, self.dtype) };
+        Ok(Data { memory, view, shape: (rows, numel.checked_div(rows).unwrap_or(0)) })
+    }
+}
+
+/// The shard that is given; NULL: none.
+///
+/// # Safety
+/// `shard` must be NULL or readable.
+pub(super) unsafe fn shard(shard: *const fgs_shard, local: u64) -> Outcome<Option<Shard>> {
+    // SAFETY: the caller's promise.
+    let Some(shard) = (unsafe { shard.as_ref() }) else { return Ok(None) };
+    check_struct(shard.size, shard.magic, size_of::<fgs_shard>(), "fgs_shard")?;
+    let runs = shard.run_count.max(1);
+    let length = if shard.run_length == 0 { local / runs } else { shard.run_length };
+    let step = if runs == 1 { length } else { shard.run_step };
+    Ok(Some(Shard { offset: shard.offset, length, step, runs }))
+}
