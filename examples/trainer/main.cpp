@@ -1,5 +1,5 @@
 // Trains on several texts in sequence. The order of events in a step is that of any
-// large trainer; the comments marked "Hook" are where an instrument looks in.
+// large trainer; every line that has to do with forgetscope contains "fgs_" or "FGS_".
 #include <cmath>
 #include <cstdio>
 #include <exception>
@@ -9,6 +9,7 @@
 
 #include "adamw.hpp"
 #include "data.hpp"
+#include "forgetscope.h"
 #include "model.hpp"
 #include "options.hpp"
 #include "report.hpp"
@@ -36,11 +37,11 @@ class Trainer {
     for (const Corpus& task : tasks_) names.push_back(task.name());
     ForgettingTable table(names);
     describe();
-    // Hook: the run begins; model_.parameters() and the tasks' names are known.
+    if (options_.instrument) open_fgs_scope();
 
     table.add_row("before training", evaluate(options_.final_eval_batches));
     for (std::size_t t = 0; t < tasks_.size(); ++t) {
-      // Hook: task t begins.
+      fgs_task_begin(fgs_scope_, names[t].c_str());
       for (int step = 1; step <= options_.steps; ++step) {
         train_step(t, step);
         if (options_.eval_every > 0 && step % options_.eval_every == 0 && step < options_.steps)
@@ -48,9 +49,9 @@ class Trainer {
       }
       table.add_row("after " + names[t], evaluate(options_.final_eval_batches));
       if (options_.reference_batches > 0) reference_gradients(t);
-      // Hook: task t ends.
+      fgs_task_end(fgs_scope_);
     }
-    // Hook: the run ends.
+    fgs_close(fgs_scope_);
     losses_.close();
     table.print();
     finish();
@@ -62,6 +63,7 @@ class Trainer {
     const Corpus& task = tasks_[t];
     const auto& parameters = model_.parameters();
     progress_.begin_step();
+    fgs_step_begin(fgs_scope_, total_steps_);
 
     model_.zero_gradients();
     double loss = 0;
@@ -80,12 +82,12 @@ class Trainer {
                                std::to_string(step) + " of task '" + task.name() +
                                "'; try a lower --learning-rate.");
     const double clip = clip_scale(norm, options_.clip);
-    // Hook: gradients are final, before clipping; the step will use clip * gradient.
+    fgs_gradients_ready(fgs_scope_, clip, 0, nullptr);
 
     scale_gradients(parameters, clip);
     optimizer_.step(parameters, warm_up(step));
     ++total_steps_;
-    // Hook: weights are updated; gradients are still those of this step, clipped.
+    fgs_step_end(fgs_scope_, 1, nullptr);
 
     losses_.train(task.name(), step, loss, norm);
     progress_.end_step(task.name(), step, options_.steps, loss,
@@ -113,7 +115,8 @@ class Trainer {
       progress_.passed(batches);
       score.loss /= tokens;
       score.accuracy /= tokens;
-      // Hook: a task's held-out loss and accuracy are known.
+      fgs_record_loss(fgs_scope_, task.name().c_str(), score.loss);
+      fgs_record_eval(fgs_scope_, task.name().c_str(), "accuracy", score.accuracy, 1);
       losses_.evaluation(task.name(), total_steps_, score);
       char text[96];
       std::snprintf(text, sizeof text, "  %.4f (%.1f %%)", score.loss, 100 * score.accuracy);
@@ -134,11 +137,30 @@ class Trainer {
       model_.zero_gradients();
       const double loss = model_.forward(batch).loss;
       model_.backward(batch, 1.0f);
-      // Hook: the gradients are one reference gradient of task t.
+      fgs_reference_add(fgs_scope_, task.name().c_str(), batch.tokens(), 1.0, nullptr);
       losses_.reference(task.name(), i, loss, gradient_norm(model_.parameters()));
       progress_.passed(3);
     }
-    // Hook: all reference gradients of task t have been seen.
+  }
+
+  // Tells forgetscope of every tensor, and where its values and gradients lie: they stay there.
+  void open_fgs_scope() {
+    constexpr fgs_role roles[] = {FGS_ROLE_EMBEDDING, FGS_ROLE_POSITION, FGS_ROLE_NORM,    FGS_ROLE_QKV,
+                                  FGS_ROLE_OUTPUT,    FGS_ROLE_MLP_IN,   FGS_ROLE_MLP_OUT, FGS_ROLE_LM_HEAD};
+    if (fgs_open(nullptr, &fgs_scope_) != FGS_OK)
+      progress_.note(std::string("training goes on without forgetscope: ") + fgs_last_error());
+    for (const Parameter<float>& p : model_.parameters()) {
+      std::uint32_t id = 0;
+      std::int64_t shape[] = {p.rows, p.cols};
+      const fgs_dltensor gradient = {p.gradient, {1, 0}, 2, {2, 32, 1}, shape, nullptr, 0};
+      const fgs_dltensor value = {p.value, {1, 0}, 2, {2, 32, 1}, shape, nullptr, 0};
+      fgs_tensor tensor = FGS_TENSOR_INIT;
+      tensor.name = p.name.c_str(), tensor.numel = p.size(), tensor.layer = p.layer;
+      tensor.role = roles[static_cast<int>(p.role)];
+      tensor.head_count = p.role == Role::attn_out && p.is_vector() ? 0 : p.heads;
+      fgs_register(fgs_scope_, &tensor, &id);
+      fgs_bind(fgs_scope_, id, FGS_GRAD, &gradient), fgs_bind(fgs_scope_, id, FGS_PARAM, &value);
+    }
   }
 
   static double passes_planned(const Options& o) {
@@ -173,6 +195,7 @@ class Trainer {
   Progress progress_;
   LossFile losses_;
   long total_steps_ = 0;
+  fgs_scope* fgs_scope_ = nullptr;  // null: every call is refused and training goes on
 };
 
 }  // namespace

@@ -33,6 +33,7 @@ struct Options {
   int final_eval_batches = 16; // for each task, before training and after each task
   int reference_batches = 64;  // gradients at fixed weights after each task; 0: none
   std::uint64_t seed = 1;
+  int instrument = 1;          // 0: forgetscope is not opened
   std::string losses;          // where to write all losses; empty: nowhere
   bool help = false;
 };
@@ -115,6 +116,7 @@ inline std::vector<Flag> all_flags(Options& o) {
       number_flag("--reference-batches", "gradients at fixed weights after each task; 0: none",
                   o.reference_batches, 0, many),
       number_flag("--seed", "of weights and batches", o.seed, std::uint64_t{0}, UINT64_MAX),
+      number_flag("--instrument", "1: measure with forgetscope; 0: do not", o.instrument, 0, 1),
       {"--losses", "FILE", "write every loss as exact text (hexadecimal floating point)",
        [&o](const std::string& text) { o.losses = text; }, ""},
   };
