@@ -1,0 +1,287 @@
+//! The CPU device against fp64 sums, for every type, layout and instruction set.
+
+use forgetscope::device::cpu::{Cpu, kernels::Kernels};
+use forgetscope::device::{
+    AccumulateJob, Copy, DType, Device, GradientJob, GradientSums, Kept, Memory, PairSums, ParameterJob, Segment,
+    SliceRead, Span, TaskJob, UpdateSums,
+};
+use forgetscope::sketch::hash::mix;
+use forgetscope::sketch::{Layout, add};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// Relative error of a sum of squares or products: 64 fp32 terms a lane and one rounding of each scaled term.
+const BOUND: f64 = 66.0 * 5.960_464_477_539_063e-8;
+
+fn values(key: u64, length: usize) -> Vec<f32> {
+    (0..length as u64)
+        .map(|k| {
+            let word = mix(mix(key) ^ k);
+            let uniform = (word >> 40) as f32 / 16_777_216.0;
+            let sign = if word & 1 == 0 { 1.0 } else { -1.0 };
+            if word & 0x70 == 0 { 0.0 } else { sign * (10.0 * uniform - 12.0).exp2() }
+        })
+        .collect()
+}
+
+/// A buffer of some type, and the fp32 values that a reader of it sees.
+struct Buffer {
+    bytes: Vec<u64>,
+    dtype: DType,
+    seen: Vec<f32>,
+}
+
+impl Buffer {
+    fn new(dtype: DType, source: &[f32]) -> Self {
+        let bytes: Vec<u8> = match dtype {
+            DType::F32 => source.iter().flat_map(|x| x.to_ne_bytes()).collect(),
+            DType::F64 => source.iter().flat_map(|&x| f64::from(x).to_ne_bytes()).collect(),
+            DType::Bf16 => source.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect(),
+            DType::F16 => source.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
+        };
+        let seen = source.iter().map(|&x| match dtype {
+            DType::F32 | DType::F64 => x,
+            DType::Bf16 => bf16::from_f32(x).to_f32(),
+            DType::F16 => f16::from_f32(x).to_f32(),
+        });
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        for (word, part) in words.iter_mut().zip(bytes.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..part.len()].copy_from_slice(part);
+            *word = u64::from_ne_bytes(whole);
+        }
+        Self { bytes: words, dtype, seen: seen.collect() }
+    }
+
+    fn memory(&self) -> Memory {
+        // SAFETY: the buffer outlives every use in these tests, and segments stay inside it.
+        unsafe { Memory::new(self.bytes.as_ptr().cast(), self.dtype) }
+    }
+}
+
+/// (index in slice, value) of everything the segments reach.
+fn elements(buffer: &Buffer, segments: &[Segment]) -> Vec<(u64, f32)> {
+    let mut found = Vec::new();
+    for s in segments {
+        for row in 0..s.rows {
+            for col in 0..s.length {
+                let offset = s.offset + row as i64 * s.row_step + col as i64 * s.column_step;
+                found.push((s.index + row * s.index_step + col, buffer.seen[offset as usize]));
+            }
+        }
+    }
+    found
+}
+
+fn devices() -> Vec<Cpu> {
+    let mut devices: Vec<Cpu> =
+        Kernels::available().into_iter().map(|kernels| Cpu::with_kernels(2, kernels).unwrap()).collect();
+    devices.push(Cpu::new(1).unwrap());
+    devices.push(Cpu::new(3).unwrap());
+    devices
+}
+
+/// What one gradient job gives, as bits.
+fn run_gradient(
+    device: &Cpu,
+    read: SliceRead,
+    reference: Kept,
+) -> (GradientSums, PairSums, Vec<u32>) {
+    let mut sketch = vec![0.0; read.layout.buckets];
+    let mut jobs = [GradientJob {
+        read,
+        references: vec![Some(reference), None],
+        sketch: &mut sketch,
+        sums: GradientSums::default(),
+        pairs: vec![PairSums::default(); 2],
+    }];
+    device.gradients(&mut jobs);
+    let (sums, pair) = (jobs[0].sums, jobs[0].pairs[0]);
+    assert_eq!(jobs[0].pairs[1], PairSums::default(), "no reference, no sums");
+    (sums, pair, sketch.iter().map(|x: &f32| x.to_bits()).collect())
+}
+
+fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32], buckets: usize) {
+    let buffer = Buffer::new(dtype, source);
+    let layout = Layout::new(numel, buckets, mix(numel));
+    let read = SliceRead { layout, memory: buffer.memory(), segments };
+    let span = Span::of(segments);
+    let reference = values(99, span.len());
+    let peak = reference.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let kept = Kept { span, values: &reference, peak };
+    let devices = devices();
+    let first = run_gradient(&devices[0], read, kept);
+    for device in &devices[1..] {
+        assert_eq!(run_gradient(device, read, kept), first, "same bits on every instruction set and thread count");
+    }
+
+    let (sums, pair, sketch) = first;
+    let elements = elements(&buffer, segments);
+    let finite: Vec<(u64, f32)> = elements.iter().copied().filter(|(_, x)| x.is_finite()).collect();
+    assert_eq!(sums.count, elements.len() as u64);
+    assert_eq!(sums.non_finite, (elements.len() - finite.len()) as u64);
+    let squares: f64 = finite.iter().map(|&(_, x)| f64::from(x) * f64::from(x)).sum();
+    assert!((sums.squares - squares).abs() <= BOUND * squares, "{} {squares}", sums.squares);
+    assert_eq!(sums.peak, finite.iter().fold(0.0f32, |m, (_, x)| m.max(x.abs())));
+    let products: Vec<f64> = finite
+        .iter()
+        .map(|&(index, x)| f64::from(x) * f64::from(reference[(index - span.start) as usize]))
+        .collect();
+    let magnitude: f64 = products.iter().map(|p| p.abs()).sum();
+    assert!((pair.dot - products.iter().sum::<f64>()).abs() <= BOUND * magnitude);
+    let opposing: f64 = products.iter().filter(|p| **p < 0.0).map(|p| -p).sum();
+    assert!((pair.opposing - opposing).abs() <= BOUND * magnitude);
+    assert_eq!(pair.conflicts, products.iter().filter(|p| **p < 0.0).count() as u64);
+    assert_eq!(pair.active, products.iter().filter(|p| **p != 0.0).count() as u64);
+    let dot_squares: f64 = products.iter().map(|p| p * p).sum();
+    assert!((pair.dot_squares - dot_squares).abs() <= 2.0 * BOUND * dot_squares);
+    let mut oracle = vec![0.0; layout.buckets];
+    finite.iter().for_each(|&(index, x)| add(&layout, index, &[x], &mut oracle));
+    // A bucket sums |x| in fp32: numel/buckets terms, each rounding by 2⁻²⁴ of the running sum.
+    let terms = numel as f64 / layout.buckets as f64 + 8.0;
+    let largest = oracle.iter().fold(f64::from(sums.peak), |m, x| m.max(x.abs()));
+    for (bucket, oracle) in sketch.iter().zip(&oracle) {
+        let error = (f64::from(f32::from_bits(*bucket)) - oracle).abs();
+        assert!(error <= terms * 2f64.powi(-24) * largest * 4.0, "{error}");
+    }
+}
+
+/// A slice of a row-major matrix: one run, or one run per row.
+fn segment(rows: u64, length: u64, offset: i64, row_step: i64, column_step: i64) -> Segment {
+    Segment { index: 0, index_step: length, rows, length, offset, row_step, column_step }
+}
+
+#[test]
+fn every_type_contiguous_and_strided() {
+    let source = values(1, 300_000);
+    for dtype in [DType::F32, DType::F64, DType::Bf16, DType::F16] {
+        check_gradient(dtype, &[segment(1, 200_000, 3, 0, 1)], 200_000, &source, 1024);
+        check_gradient(dtype, &[segment(500, 32, 64, 512, 1)], 16_000, &source, 1024);
+        check_gradient(dtype, &[segment(100, 40, 1, 2, 700)], 4_000, &source, 1024);
+    }
+}
+
+#[test]
+fn slices_of_several_units_have_the_same_bits_on_any_number_of_threads() {
+    let source = values(2, 2_500_000);
+    check_gradient(DType::F32, &[segment(1, 2_500_000, 0, 0, 1)], 2_500_000, &source, 16_384);
+    check_gradient(DType::Bf16, &[segment(1, 2_499_999, 1, 0, 1)], 2_499_999, &source, 16_384);
+}
+
+#[test]
+fn non_finite_values_are_zeroed_and_counted() {
+    let mut source = values(3, 10_000);
+    for (index, bad) in [(0, f32::NAN), (4095, f32::INFINITY), (4096, f32::NEG_INFINITY), (9_999, f32::NAN)] {
+        source[index] = bad;
+    }
+    for dtype in [DType::F32, DType::F64, DType::Bf16, DType::F16] {
+        check_gradient(dtype, &[segment(1, 10_000, 0, 0, 1)], 10_000, &source, 1024);
+    }
+    check_gradient(DType::F32, &[segment(1, 5_000, 0, 0, 1)], 5_000, &vec![f32::NAN; 5_000], 1024);
+    check_gradient(DType::F32, &[segment(1, 5_000, 0, 0, 1)], 5_000, &vec![0.0; 5_000], 1024);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Up to three rectangles of a slice, cut anywhere, as a flat shard of a head leaves them.
+    #[test]
+    fn ragged_shards(start in 0u64..9_000, lengths in prop::collection::vec(1u64..9_000, 1..4), kind in 0usize..4) {
+        let dtype = [DType::F32, DType::F64, DType::Bf16, DType::F16][kind];
+        let (mut segments, mut index, mut offset) = (Vec::new(), start, 5i64);
+        for length in lengths {
+            segments.push(Segment { index, index_step: 0, rows: 1, length, offset, row_step: 0, column_step: 1 });
+            index += length + start % 300;
+            offset += length as i64 + 7;
+        }
+        check_gradient(dtype, &segments, index + 100, &values(start, offset as usize), 1024);
+    }
+}
+
+#[test]
+fn references_accumulate() {
+    let source = values(4, 30_000);
+    let buffer = Buffer::new(DType::Bf16, &source);
+    let segments = [segment(100, 200, 0, 300, 1)];
+    let span = Span::of(&segments);
+    let layout = Layout::new(20_000, 1024, 5);
+    let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
+    let device = Cpu::new(2).unwrap();
+    let (mut sum, mut sketch) = (vec![0.0; span.len()], vec![0.0; 1024]);
+    for _ in 0..3 {
+        sketch.fill(0.0);
+        let mut jobs = [AccumulateJob {
+            read,
+            scale: 0.25,
+            sum: Some((span, &mut sum)),
+            sketch: &mut sketch,
+            sums: GradientSums::default(),
+        }];
+        device.accumulate(&mut jobs);
+        assert_eq!(jobs[0].sums.count, 20_000);
+    }
+    let mut oracle = vec![0.0; 1024];
+    for (index, x) in elements(&buffer, &segments) {
+        // A multiple of a bf16 number by 3/4 is exact in fp32.
+        assert_eq!(sum[index as usize], 0.75 * x);
+        add(&layout, index, &[0.25 * x], &mut oracle);
+    }
+    assert!(sketch.iter().zip(&oracle).all(|(s, o)| (f64::from(*s) - o).abs() < 1e-4));
+}
+
+#[test]
+fn updates_and_drift() {
+    let (old, new) = (values(6, 50_000), values(7, 50_000));
+    // A small update, as optimizers make them.
+    let new: Vec<f32> = old.iter().zip(&new).map(|(x, y)| x + 1e-3 * y).collect();
+    let (snapshot, reference) = (values(8, 50_000), values(9, 50_000));
+    let buffer = Buffer::new(DType::F32, &new);
+    let segments = [segment(1, 50_000, 0, 0, 1)];
+    let span = Span::of(&segments);
+    let layout = Layout::new(50_000, 16_384, 5);
+    let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
+    let device = Cpu::new(2).unwrap();
+    let kept = |values| Kept { span, values, peak: 0.25 };
+    let mut copy = old.clone();
+    let (mut update_sketch, mut drift_sketch) = (vec![0.0; 16_384], vec![0.0; 16_384]);
+    let mut sketch = vec![0.0; 16_384];
+    let mut jobs = [ParameterJob {
+        read,
+        copy: Some(Copy { span, values: &mut copy, compare: true, replace: true }),
+        update_sketch: &mut update_sketch,
+        sketch: &mut sketch,
+        tasks: vec![TaskJob {
+            reference: Some(kept(&reference)),
+            anchor: Some(kept(&reference)),
+            snapshot: Some(kept(&snapshot)),
+            drift_sketch: &mut drift_sketch,
+            ..TaskJob::default()
+        }],
+        update: UpdateSums::default(),
+    }];
+    device.parameters(&mut jobs);
+    let [job] = jobs;
+    let sum = |f: &dyn Fn(usize) -> f64| (0..50_000).map(f).sum::<f64>();
+    // Differences are fp32, as the optimizer's own arithmetic is.
+    let delta = |k: usize| f64::from(new[k] - old[k]);
+    let drift = |k: usize| f64::from(new[k] - snapshot[k]);
+    let close = |found: f64, exact: f64, magnitude: f64| {
+        assert!((found - exact).abs() <= BOUND * magnitude, "{found} {exact}");
+    };
+    let squares = |f: &dyn Fn(usize) -> f64| sum(&|k| f(k) * f(k));
+    close(job.update.weights, squares(&|k| f64::from(new[k])), squares(&|k| f64::from(new[k])));
+    close(job.update.updates, squares(&delta), squares(&delta));
+    let task = &job.tasks[0];
+    let product = |k: usize| delta(k) * f64::from(reference[k]);
+    close(task.update.dot, sum(&product), sum(&|k| product(k).abs()));
+    close(task.drift.drift, squares(&drift), squares(&drift));
+    let old_squares = squares(&|k| f64::from(snapshot[k]));
+    close(task.drift.snapshot, old_squares, old_squares);
+    let product = |k: usize| drift(k) * f64::from(snapshot[k]);
+    close(task.drift.drift_dot_snapshot, sum(&product), sum(&|k| product(k).abs()));
+    let product = |k: usize| drift(k) * f64::from(reference[k]);
+    close(task.drift.reference_dot, sum(&product), sum(&|k| product(k).abs()));
+    assert_eq!(copy, new, "the copy was replaced after it was compared");
+    let mut oracle = vec![0.0; 16_384];
+    add(&layout, 0, &new, &mut oracle);
+    assert_eq!(sketch, oracle, "fp64 buckets, one unit: the same additions in the same order");
+}
