@@ -67,6 +67,11 @@ impl Span {
         (self.end - self.start) as usize
     }
 
+    /// Every index of `other` is in this range.
+    pub fn contains(&self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }

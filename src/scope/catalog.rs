@@ -116,9 +116,7 @@ pub struct Catalog {
 impl Catalog {
     /// Adds a tensor. Its slices are fixed now if its shape is known or not needed, else when it is first bound.
     pub fn register(&mut self, spec: TensorSpec, options: &Options) -> Result<u32> {
-        if self.tensors.iter().any(|tensor| tensor.spec.name == spec.name) {
-            return Err(invalid!("tensor.name: '{}' is registered already", spec.name));
-        }
+        self.check_name(&spec.name)?;
         if let Some(tied_to) = spec.tied_to {
             self.tensor(tied_to).map_err(|_| invalid!("tensor.tied_to: there is no tensor with the id {tied_to}"))?;
         }
@@ -143,6 +141,14 @@ impl Catalog {
         }
         self.tensors.push(tensor);
         Ok(id)
+    }
+
+    /// Names identify tensors: each is registered once.
+    pub fn check_name(&self, name: &str) -> Result<()> {
+        if self.tensors.iter().any(|tensor| tensor.spec.name == name) {
+            return Err(invalid!("tensor.name: '{name}' is registered already"));
+        }
+        Ok(())
     }
 
     fn add_slices(&mut self, tensor: &mut Tensor, id: u32, options: &Options) {
@@ -361,6 +367,11 @@ impl Tensor {
     /// The tensor enters the sums: it is neither a further copy nor another name of one that does.
     pub fn counts(&self) -> bool {
         self.spec.tied_to.is_none() && self.spec.replica == 0
+    }
+
+    /// A gradient is bound that enters the sums.
+    pub fn has_gradient(&self) -> bool {
+        self.counts() && self.gradient.is_some()
     }
 
     /// Parameters as they are measured: the master copy if there is one.

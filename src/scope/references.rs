@@ -19,6 +19,8 @@ pub struct PendingBatch {
     origin: Origin,
     first: bool,
     fed: Vec<bool>,
+    /// Slices of which something was added.
+    begun: Vec<bool>,
     sketch: Vec<f32>,
 }
 
@@ -27,14 +29,15 @@ impl Front {
     pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
         check_scale(scale)?;
         self.expect_idle("fgs_reference_add")?;
-        let task = self.task(task)?;
+        let is_bound = |tensor: &super::catalog::Tensor| tensor.has_gradient() && tensor.schedule.every != 0;
+        if self.pending.is_none() && !self.catalog.tensors.iter().any(is_bound) {
+            return Err(invalid!("fgs_reference_add: no gradient is bound; call fgs_bind with FGS_GRAD first"));
+        }
         let mut batch = self.batch(task)?;
+        let task = batch.task;
         let reads = self.catalog.reads(true, |id, tensor| {
             tensor.schedule.every != 0 && !batch.fed.get(id).is_some_and(|fed| *fed)
         });
-        if reads.iter().all(Option::is_none) && !batch.fed.contains(&true) {
-            return Err(invalid!("fgs_reference_add: no gradient is bound; call fgs_bind with FGS_GRADIENT first"));
-        }
         let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
         let device = &*self.device;
         let non_finite = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
@@ -67,8 +70,8 @@ impl Front {
         check_scale(scale)?;
         self.expect_idle("fgs_reference_feed")?;
         let binding = self.catalog.transient(tensor, data, shard)?;
-        let task = self.task(task)?;
         let mut batch = self.batch(task)?;
+        let task = batch.task;
         let measured = &self.catalog.tensors[tensor as usize];
         if measured.counts() && measured.schedule.every != 0 {
             let mut reads = vec![None; self.catalog.slices.len()];
@@ -83,16 +86,13 @@ impl Front {
         Ok(())
     }
 
-    /// The batch that is being fed, or a new one.
-    fn batch(&mut self, task: TaskId) -> Result<PendingBatch> {
-        if let Some(pending) = &self.pending
-            && pending.task != task
-        {
-            return Err(invalid!(
-                "task: a batch of '{}' is being fed; complete it with fgs_reference_add first",
-                self.tasks.list[usize::from(pending.task)].name
-            ));
+    /// The batch of `task` that is being fed, or a new one.
+    fn batch(&mut self, task: &str) -> Result<PendingBatch> {
+        let fed = self.pending.as_ref().map(|pending| &self.tasks.list[usize::from(pending.task)].name);
+        if let Some(name) = fed.filter(|name| *name != task) {
+            return Err(invalid!("task: a batch of '{name}' is being fed; complete it with fgs_reference_add first"));
         }
+        let task = self.task(task)?;
         if let Some(mut pending) = self.pending.take() {
             pending.sketch.resize(self.catalog.buckets, 0.0);
             return Ok(pending);
@@ -101,7 +101,8 @@ impl Front {
         let state = &mut self.tasks.list[usize::from(task)];
         let origin = state.origin_at(epoch, is_current);
         let (_, first) = state.reference_for(origin, epoch, &mut self.budget);
-        Ok(PendingBatch { task, origin, first, fed: Vec::new(), sketch: vec![0.0; self.catalog.buckets] })
+        let (fed, begun, sketch) = (Vec::new(), Vec::new(), vec![0.0; self.catalog.buckets]);
+        Ok(PendingBatch { task, origin, first, fed, begun, sketch })
     }
 
     /// Keeps the parameters as they are now.
@@ -164,19 +165,28 @@ fn accumulate(
     scale: f64,
 ) -> u64 {
     reference.sums.resize_with(catalog.slices.len(), || None);
+    batch.begun.resize(catalog.slices.len(), false);
     let is_first_batch = reference.batches == 0;
     let mut jobs = Vec::new();
-    for ((read, sum), sketch) in reads.into_iter().zip(&mut reference.sums).zip(catalog.split(&mut batch.sketch)) {
+    let slices = reads.into_iter().zip(&mut reference.sums).zip(&mut batch.begun);
+    for (((read, sum), begun), sketch) in slices.zip(catalog.split(&mut batch.sketch)) {
         let Some(read) = read else { continue };
         let span = Span::of(read.segments);
-        if is_first_batch && sum.is_none() {
+        let is_first_part = !std::mem::replace(begun, true);
+        if is_first_batch && is_first_part {
             *sum = budget.allocate(span);
+        } else if is_first_batch && let Some(old) = sum.take_if(|sum| !sum.span.contains(span)) {
+            // Another part of a slice that is fed shard by shard.
+            *sum = budget.extend(old, span);
         }
         // A sum over other indices cannot take this batch: without it the mean would be wrong.
-        if let Some(old) = sum.take_if(|sum| sum.span != span) {
+        if let Some(old) = sum.take_if(|sum| !sum.span.contains(span)) {
             budget.release([old]);
         }
-        let sum = sum.as_mut().map(|sum| (span, &mut sum.values[..]));
+        let sum = sum.as_mut().map(|sum| {
+            let start = (span.start - sum.span.start) as usize;
+            (span, &mut sum.values[start..start + span.len()])
+        });
         jobs.push(AccumulateJob { read, scale: scale as f32, sum, sketch, sums: GradientSums::default() });
     }
     device.accumulate(&mut jobs);

@@ -140,9 +140,7 @@ impl Front {
         if !is_set(&measured.due, tensor as usize) {
             return Ok(());
         }
-        if measured.fed.contains(&true) && measured.sums.scale != scale {
-            return Err(invalid!("scale: {scale} differs from {}, with which this step began", measured.sums.scale));
-        }
+        measured.expect_scale(scale)?;
         let started = monotonic_ns();
         measured.sums.scale = scale;
         measured.before(catalog, tasks, &**device, copies, budget);
@@ -158,6 +156,7 @@ impl Front {
     pub fn gradients_ready(&mut self, scale: f64, unreduced: bool) -> Result<()> {
         check_scale(scale)?;
         self.expect_begun("fgs_gradients_ready")?;
+        self.step.sums.as_ref().map_or(Ok(()), |measured| measured.expect_scale(scale))?;
         self.step.phase = Phase::Ready;
         let Self { catalog, tasks, device, copies, budget, step, .. } = self;
         let Some(measured) = &mut step.sums else { return Ok(()) };
@@ -214,6 +213,14 @@ impl Front {
 }
 
 impl Measured {
+    /// A step has one scale: that of the first tensor that was fed.
+    fn expect_scale(&self, scale: f64) -> Result<()> {
+        if self.fed.contains(&true) && self.sums.scale != scale {
+            return Err(invalid!("scale: {scale} differs from {}, with which this step began", self.sums.scale));
+        }
+        Ok(())
+    }
+
     /// Tensors of which a gradient or parameters were measured.
     fn tensors(&self, catalog: &Catalog) -> u32 {
         let seen = |slice: usize| {
@@ -324,7 +331,8 @@ impl Measured {
                 drift_sketch: if task.kept_snapshot(slice).is_some() { drift_sketch } else { &mut [] },
                 ..TaskJob::default()
             });
-            let copy = copy.as_mut().map(|before| {
+            // A binding that took other elements since then has nothing to compare with.
+            let copy = copy.as_mut().filter(|before| before.exact.span == Span::of(read.segments)).map(|before| {
                 let values = &mut before.exact.values[..];
                 Copy { span: before.exact.span, values, compare: true, replace: false }
             });

@@ -23,6 +23,18 @@ impl Budget {
         })
     }
 
+    /// Storage that reaches over `span` as well, with the same values, if the budget allows it; else the old is released.
+    pub fn extend(&mut self, old: Exact, span: Span) -> Option<Exact> {
+        let span = Span { start: old.span.start.min(span.start), end: old.span.end.max(span.end) };
+        let mut new = self.allocate(span);
+        if let Some(new) = &mut new {
+            let start = (old.span.start - span.start) as usize;
+            new.values[start..start + old.values.len()].copy_from_slice(&old.values);
+        }
+        self.release([old]);
+        new
+    }
+
     /// Returns the bytes of storage that is no longer needed.
     pub fn release(&mut self, exact: impl IntoIterator<Item = Exact>) {
         self.used -= exact.into_iter().map(|exact| 4 * exact.span.len() as u64).sum::<u64>();
