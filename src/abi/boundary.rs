@@ -45,7 +45,13 @@ impl From<scope::Error> for Failure {
 
 impl From<RingError> for Failure {
     fn from(error: RingError) -> Self {
-        Self::new(fgs_status::FGS_ERROR_RING, error.to_string())
+        let status = match &error {
+            RingError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                fgs_status::FGS_ERROR_NOT_FOUND
+            }
+            _ => fgs_status::FGS_ERROR_RING,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

@@ -58,12 +58,17 @@ pub enum fgs_name {
     FGS_NAME_METRIC = 5,
     /// Name of a level.
     FGS_NAME_LEVEL = 6,
+    /// Name of a flag: id = the bit's value.
+    FGS_NAME_FLAG = 7,
+    /// Name of a fault: id = value 0 of a fault record.
+    FGS_NAME_FAULT = 8,
 }
 
 /// Opens the ring at `path` for reading, from the oldest record that is still there. It belongs to the caller until
 /// `fgs_reader_close`.
 ///
-/// A file that is no ring, or a damaged or hostile one, gives FGS_ERROR_RING and a sentence.
+/// A file that is no ring, or a damaged or hostile one, gives FGS_ERROR_RING and a sentence; no file gives
+/// FGS_ERROR_NOT_FOUND.
 ///
 /// # Safety
 /// `path` must be NULL or a terminated string; `out` must be NULL or writable.
@@ -121,7 +126,7 @@ pub unsafe extern "C" fn fgs_reader_next(
 }
 
 /// The name of a task, tensor, kind, … in `*name`: `what` is an fgs_name. The text belongs to the reader and is valid
-/// until `fgs_reader_close`. FGS_ERROR_NOT_FOUND if the catalog does not have it (yet).
+/// until `fgs_reader_close`. Errors: FGS_ERROR_NOT_FOUND if the catalog does not have it (yet), FGS_ERROR_INVALID (what).
 ///
 /// # Safety
 /// `reader` must come from `fgs_reader_open` and not have been closed; `name` must be NULL or writable.
@@ -137,6 +142,9 @@ pub unsafe extern "C" fn fgs_reader_name(
         let (reader, name) = unsafe { (reader.as_mut(), name.as_mut()) };
         let reader = reader.ok_or_else(|| Failure::null("reader"))?;
         let name = name.ok_or_else(|| Failure::null("name"))?;
+        if what > fgs_name::FGS_NAME_FAULT as u32 {
+            return Err(Failure::invalid(format!("what: {what} is not an fgs_name")));
+        }
         while let Some(entry) = reader.reader.poll_catalog()? {
             reader.learn(entry);
         }
@@ -182,6 +190,8 @@ impl fgs_reader {
             Entry::Task { id, name } => add(FGS_NAME_TASK, id.into(), name),
             Entry::Metric { id, name, .. } => add(FGS_NAME_METRIC, id.into(), name),
             Entry::Tensor(tensor) => add(FGS_NAME_TENSOR, tensor.id.into(), tensor.name),
+            Entry::Flag { bit, name } => add(FGS_NAME_FLAG, bit.into(), name),
+            Entry::Counter { index, name } => add(FGS_NAME_FAULT, index.into(), name),
             _ => {}
         }
     }

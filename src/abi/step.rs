@@ -57,10 +57,10 @@ pub unsafe extern "C" fn fgs_gradient_feed(
     stream: *mut c_void,
 ) -> fgs_status {
     guard(|| {
-        check_stream(stream)?;
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
+                check_stream(stream)?;
                 let data = host_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
                 Ok(front.feed(id, data.data()?, shard, scale)?)
@@ -87,13 +87,17 @@ pub unsafe extern "C" fn fgs_gradients_ready(
     stream: *mut c_void,
 ) -> fgs_status {
     guard(|| {
-        check_stream(stream)?;
-        let unreduced = fgs_gradient_flag::FGS_GRADIENTS_UNREDUCED as u32;
-        if flags & !unreduced != 0 {
-            return Err(Failure::invalid(format!("flags: {flags:#x} has bits that are no fgs_gradient_flag")));
-        }
         // SAFETY: the caller's promise.
-        unsafe { with_front(scope, |front| Ok(front.gradients_ready(scale, flags & unreduced != 0)?)) }
+        unsafe {
+            with_front(scope, |front| {
+                check_stream(stream)?;
+                let unreduced = fgs_gradient_flag::FGS_GRADIENTS_UNREDUCED as u32;
+                if flags & !unreduced != 0 {
+                    return Err(Failure::invalid(format!("flags: {flags:#x} has bits that are no fgs_gradient_flag")));
+                }
+                Ok(front.gradients_ready(scale, flags & unreduced != 0)?)
+            })
+        }
     })
 }
 
@@ -108,8 +112,12 @@ pub unsafe extern "C" fn fgs_gradients_ready(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_step_end(scope: *mut fgs_scope, applied: i32, stream: *mut c_void) -> fgs_status {
     guard(|| {
-        check_stream(stream)?;
         // SAFETY: the caller's promise.
-        unsafe { with_front(scope, |front| Ok(front.step_end(applied != 0)?)) }
+        unsafe {
+            with_front(scope, |front| {
+                check_stream(stream)?;
+                Ok(front.step_end(applied != 0)?)
+            })
+        }
     })
 }

@@ -60,9 +60,13 @@ pub unsafe extern "C" fn fgs_reference_add(
     stream: *mut c_void,
 ) -> fgs_status {
     guard(|| {
-        check_stream(stream)?;
         // SAFETY: the caller's promise.
-        unsafe { with_front(scope, |front| Ok(front.reference_add(required(task, "task")?, examples, scale)?)) }
+        unsafe {
+            with_front(scope, |front| {
+                check_stream(stream)?;
+                Ok(front.reference_add(required(task, "task")?, examples, scale)?)
+            })
+        }
     })
 }
 
@@ -84,10 +88,10 @@ pub unsafe extern "C" fn fgs_reference_feed(
     stream: *mut c_void,
 ) -> fgs_status {
     guard(|| {
-        check_stream(stream)?;
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
+                check_stream(stream)?;
                 let task = required(task, "task")?;
                 let data = host_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
@@ -108,8 +112,12 @@ pub unsafe extern "C" fn fgs_reference_feed(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_snapshot(scope: *mut fgs_scope, task: *const c_char, stream: *mut c_void) -> fgs_status {
     guard(|| -> Outcome {
-        check_stream(stream)?;
         // SAFETY: the caller's promise.
-        unsafe { with_front(scope, |front| Ok(front.snapshot(optional(task, "task")?)?)) }
+        unsafe {
+            with_front(scope, |front| {
+                check_stream(stream)?;
+                Ok(front.snapshot(optional(task, "task")?)?)
+            })
+        }
     })
 }

@@ -116,10 +116,11 @@ pub(super) unsafe fn host_tensor(tensor: *const fgs_dltensor) -> Outcome<HostTen
     if numel.is_none_or(|numel| numel > 1 << 48) {
         return Err(Failure::invalid("tensor.shape: more than 2^48 elements"));
     }
-    let mut dense = 1;
+    let mut dense = 1i64;
     for k in (0..count).rev() {
         dims.strides[k] = dense;
-        dense *= dims.shape[k].max(1);
+        // Cannot overflow unless a dimension is zero, and then there are no elements to find.
+        dense = dense.wrapping_mul(dims.shape[k]);
     }
     if !tensor.strides.is_null() && count > 0 {
         // SAFETY: `ndim` values are readable, says the caller.
