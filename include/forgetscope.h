@@ -277,6 +277,10 @@ enum fgs_name
     FGS_NAME_METRIC = 5,
     // Name of a level.
     FGS_NAME_LEVEL = 6,
+    // Name of a flag: id = the bit's value.
+    FGS_NAME_FLAG = 7,
+    // Name of a fault: id = value 0 of a fault record.
+    FGS_NAME_FAULT = 8,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -371,7 +375,7 @@ typedef struct {
     uint32_t head_axis;
     // Query heads in this tensor; 0: not split.
     uint32_t head_count;
-    // Key/value heads in this tensor; 0: as many as head_count.
+    // Key/value heads in this tensor; 0: as many as head_count. A separate key or value projection has only these.
     uint32_t kv_head_count;
     // Number of the first query head in the whole model: tensor parallelism with a tensor registered per rank.
     uint32_t head_offset;
@@ -671,7 +675,8 @@ fgs_status fgs_record_eval(fgs_scope *scope,
 // Opens the ring at `path` for reading, from the oldest record that is still there. It belongs to the caller until
 // `fgs_reader_close`.
 //
-// A file that is no ring, or a damaged or hostile one, gives FGS_ERROR_RING and a sentence.
+// A file that is no ring, or a damaged or hostile one, gives FGS_ERROR_RING and a sentence; no file gives
+// FGS_ERROR_NOT_FOUND.
 //
 // Requires:
 // `path` must be NULL or a terminated string; `out` must be NULL or writable.
@@ -691,7 +696,7 @@ fgs_status fgs_reader_next(fgs_reader *reader,
                            uint64_t *lost);
 
 // The name of a task, tensor, kind, … in `*name`: `what` is an fgs_name. The text belongs to the reader and is valid
-// until `fgs_reader_close`. FGS_ERROR_NOT_FOUND if the catalog does not have it (yet).
+// until `fgs_reader_close`. Errors: FGS_ERROR_NOT_FOUND if the catalog does not have it (yet), FGS_ERROR_INVALID (what).
 //
 // Requires:
 // `reader` must come from `fgs_reader_open` and not have been closed; `name` must be NULL or writable.

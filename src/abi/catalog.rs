@@ -123,7 +123,7 @@ pub struct fgs_tensor {
     pub head_axis: u32,
     /// Query heads in this tensor; 0: not split.
     pub head_count: u32,
-    /// Key/value heads in this tensor; 0: as many as head_count.
+    /// Key/value heads in this tensor; 0: as many as head_count. A separate key or value projection has only these.
     pub kv_head_count: u32,
     /// Number of the first query head in the whole model: tensor parallelism with a tensor registered per rank.
     pub head_offset: u32,
@@ -168,15 +168,13 @@ pub unsafe extern "C" fn fgs_register(scope: *mut fgs_scope, tensor: *const fgs_
             *id = front.register(spec)?;
             return Ok(fgs_status::FGS_OK);
         }
-        let mut first = None;
-        for layer in 0..tensor.layer_count {
+        let layers = (0..tensor.layer_count).map(|layer| {
             let number = tensor.layer as u32 + layer;
             let name = spec.name.replace("{layer}", &number.to_string());
             let stack = if layer == 0 { tensor.layer_count } else { 1 };
-            let registered = front.register(TensorSpec { name, layer: Some(number), stack, ..spec.clone() })?;
-            first.get_or_insert(registered);
-        }
-        *id = first.unwrap_or(0);
+            TensorSpec { name, layer: Some(number), stack, ..spec.clone() }
+        });
+        *id = front.register_all(layers.collect())?;
         Ok(fgs_status::FGS_OK)
     })
 }
@@ -237,7 +235,13 @@ fn specification(tensor: &fgs_tensor, name: &str) -> Outcome<TensorSpec> {
 }
 
 fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
-    let is_split = tensor.head_count > 0;
+    // A separate key or value projection is split into key/value heads, of which the model may have fewer.
+    let is_separate = matches!(tensor.head_layout, 0 | 2);
+    let heads = match role {
+        Role::Key | Role::Value if is_separate && tensor.kv_head_count > 0 => tensor.kv_head_count,
+        _ => tensor.head_count,
+    };
+    let is_split = heads > 0;
     let layout = match tensor.head_layout {
         0 if !is_split => HeadLayout::None,
         0 => match role {
@@ -255,11 +259,15 @@ fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
     if layout == HeadLayout::None {
         return Ok(HeadMap::WHOLE);
     }
-    if !is_split || tensor.head_count > 1 << 16 || tensor.head_offset.saturating_add(tensor.head_count) > 1 << 16 {
-        let (count, offset) = (tensor.head_count, tensor.head_offset);
-        return Err(Failure::invalid(format!(
-            "tensor.head_count: {count} heads from number {offset} on are not between 1 and 65536"
-        )));
+    let kv_heads = if tensor.kv_head_count == 0 { heads } else { tensor.kv_head_count };
+    for (argument, count, offset) in [
+        ("tensor.head_count", heads, tensor.head_offset),
+        ("tensor.kv_head_count", kv_heads, tensor.kv_head_offset),
+    ] {
+        if count == 0 || count.checked_add(offset).is_none_or(|end| end > 1 << 16) {
+            let text = format!("{argument}: {count} heads from number {offset} on are not between 1 and 65536");
+            return Err(Failure::invalid(text));
+        }
     }
     let axis = match tensor.head_axis {
         u32::MAX => u32::from(role == Role::Output),
@@ -269,8 +277,8 @@ fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
     Ok(HeadMap {
         layout,
         axis,
-        heads: tensor.head_count,
-        kv_heads: if tensor.kv_head_count == 0 { tensor.head_count } else { tensor.kv_head_count },
+        heads,
+        kv_heads,
         head_offset: tensor.head_offset,
         kv_head_offset: tensor.kv_head_offset,
     })
@@ -316,15 +324,15 @@ pub unsafe extern "C" fn fgs_bind_shard(
     shard: *const fgs_shard,
 ) -> fgs_status {
     guard(|| {
-        let source = match what {
-            0 => Source::Gradient,
-            1 => Source::Parameter,
-            2 => Source::Master,
-            other => return Err(Failure::invalid(format!("what: {other} is not an fgs_data"))),
-        };
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
+                let source = match what {
+                    0 => Source::Gradient,
+                    1 => Source::Parameter,
+                    2 => Source::Master,
+                    other => return Err(Failure::invalid(format!("what: {other} is not an fgs_data"))),
+                };
                 if tensor.is_null() {
                     return Ok(front.unbind(id, source)?);
                 }

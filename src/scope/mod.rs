@@ -104,7 +104,7 @@ impl Scope {
             ("sketch_head", options.sketch_head.to_string()),
             ("sketch_matrix", options.sketch_matrix.to_string()),
             ("window", options.window.to_string()),
-            ("command", std::env::args().next().unwrap_or_default()),
+            ("command", std::env::args_os().next().unwrap_or_default().to_string_lossy().into_owned()),
         ];
         for (key, value) in attributes {
             drain.send(Message::Name(Entry::Attribute { key: key.into(), value }));
@@ -165,6 +165,16 @@ impl Front {
             self.announce(id);
         }
         Ok(id)
+    }
+
+    /// Adds tensors with consecutive ids, all or none, and returns the first id. They differ in name and layer only, so
+    /// what is refused of one but not of the first is its name.
+    pub fn register_all(&mut self, specs: Vec<TensorSpec>) -> Result<u32> {
+        specs.iter().try_for_each(|spec| self.catalog.check_name(&spec.name))?;
+        let mut ids = specs.into_iter().map(|spec| self.register(spec));
+        let first = ids.next().ok_or_else(|| invalid!("tensor.layer_count: there are no layers"))??;
+        ids.try_for_each(|id| id.map(drop))?;
+        Ok(first)
     }
 
     /// Says where local data of a tensor lies from now on.
@@ -245,12 +255,16 @@ impl Front {
 
     /// A loss or another metric of a task, as the trainer measured it now.
     pub fn evaluation(&mut self, task: &str, metric: &str, value: f64, higher_is_better: bool) -> Result<()> {
+        let known = self.metrics.iter().position(|known| known.name == metric);
+        if known.is_some_and(|id| self.metrics[id].higher_is_better != higher_is_better) {
+            return Err(invalid!("higher_is_better: metric '{metric}' was recorded with the opposite before"));
+        }
+        if metric.is_empty() || self.metrics.len() > usize::from(u16::MAX) {
+            return Err(invalid!("metric: '{metric}' is empty, or one more than the 65536 that there can be"));
+        }
         let task = self.task(task)?;
-        let metric = match self.metrics.iter().position(|known| known.name == metric) {
-            Some(id) if self.metrics[id].higher_is_better == higher_is_better => id as u16,
-            Some(_) => {
-                return Err(invalid!("higher_is_better: metric '{metric}' was recorded with the opposite before"));
-            }
+        let metric = match known {
+            Some(id) => id as u16,
             None => {
                 let id = self.metrics.len() as u16;
                 self.metrics.push(Metric { name: metric.into(), higher_is_better });

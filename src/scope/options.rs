@@ -138,6 +138,9 @@ impl Options {
                 return wrong(format!("{name}: {buckets} is not a multiple of 256 from 256 to 16777216"));
             }
         }
+        if self.threads > 1024 {
+            return wrong(format!("threads: {} are more than the 1024 that are allowed", self.threads));
+        }
         if self.window > 4096 {
             return wrong(format!("window: {} steps are more than the 4096 that are allowed", self.window));
         }
