@@ -1,0 +1,100 @@
+//! The parts of the page, in the order of the questions that a reader has: what is forgotten, where, and why one should
+//! believe it.
+//!
+//! A part is a title that says what is to be seen, a note with units and sample sizes, and figures. If its records are
+//! missing it is a sentence instead that says which call brings them.
+
+mod conflicts;
+mod corrected;
+mod curves;
+mod drift;
+mod facts;
+mod heads;
+mod prediction;
+
+pub use facts::caveats;
+
+use maud::{Markup, html};
+
+use super::charts::Stretch;
+use super::data::Data;
+
+/// All parts after the headline.
+pub fn all(data: &Data) -> Markup {
+    html! {
+        (curves::section(data))
+        (heads::section(data))
+        (conflicts::section(data))
+        (drift::section(data))
+        (prediction::section(data))
+        (corrected::section(data))
+        (facts::section(data))
+    }
+}
+
+/// A part with figures.
+struct Part<'a> {
+    id: &'a str,
+    /// What it is about, in two or three words.
+    subject: &'a str,
+    /// What there is to see.
+    title: String,
+    note: Markup,
+    body: Markup,
+}
+
+impl Part<'_> {
+    fn draw(self) -> Markup {
+        html! {
+            section id=(self.id) {
+                p.subject { (self.subject) }
+                h2 { (self.title) }
+                (self.body)
+                p.note { (self.note) }
+            }
+        }
+    }
+}
+
+/// A part whose records are missing.
+fn missing(id: &str, subject: &str, sentence: &str) -> Markup {
+    html! {
+        section.missing id=(id) {
+            p.subject { (subject) }
+            p { (sentence) }
+        }
+    }
+}
+
+/// A figure that belongs to one earlier task; the page's script can hide those of the others.
+fn of_reference(data: &Data, reference: u16, caption: &str, figure: Markup) -> Markup {
+    html! {
+        figure data-reference=(data.task(reference)) {
+            figcaption { (caption) }
+            (figure)
+        }
+    }
+}
+
+/// When tasks were trained, for the axis of a figure. `after`: only from the end of that task on.
+fn stretches(data: &Data, after: Option<u16>) -> Vec<Stretch> {
+    let last = data.steps.last.unwrap_or(0);
+    let ended = after.and_then(|task| data.spans.iter().find(|span| span.task == task)?.end);
+    let spans = data.spans.iter().filter(|span| ended.is_none_or(|end| span.begin >= end));
+    let stretch = |span: &super::data::Span| Stretch {
+        name: data.task(span.task),
+        begin: span.begin as f64,
+        end: span.end.unwrap_or(last).max(span.begin) as f64,
+    };
+    spans.map(stretch).collect()
+}
+
+/// The smallest and largest of these counts, as words: `20` or `20 to 40`.
+fn between(counts: impl Iterator<Item = u64>) -> String {
+    let (low, high) = counts.fold((u64::MAX, 0), |(low, high), count| (low.min(count), high.max(count)));
+    match low {
+        u64::MAX => "0".into(),
+        _ if low == high => crate::format::count(low),
+        _ => format!("{} to {}", crate::format::count(low), crate::format::count(high)),
+    }
+}
