@@ -94,14 +94,14 @@ fn a_chunk_never_collides_with_itself() {
 fn seeds_and_buckets_are_the_same_everywhere() {
     let seed = seed("blocks.0.attn.qkv.weight", 3, 2);
     let layout = Layout::new(1 << 20, 1024, seed);
-    let located: Vec<_> = [0u64, 1, 255, 256, 123_456, (1 << 20) - 1].map(|index| layout.locate(index));
+    let located = [0u64, 1, 255, 256, 123_456, (1 << 20) - 1].map(|index| layout.locate(index));
     assert_eq!(seed, GOLDEN_SEED);
     assert_eq!(located, GOLDEN);
 }
 
 // From a second implementation of the formulas in `sketch`'s documentation, in Python.
 const GOLDEN_SEED: u64 = 5012380385563962886;
-const GOLDEN: [(usize, f32); 6] = [(468, 1.0), (469, 1.0), (299, 1.0), (238, -1.0), (281, 1.0), (419, 1.0)];
+const GOLDEN: [(usize, f32); 6] = [(468, 1.0), (469, 1.0), (299, 1.0), (238, 1.0), (281, 1.0), (419, -1.0)];
 
 #[test]
 fn seeds_differ_by_name_part_and_head() {

@@ -52,9 +52,9 @@ impl Memory {
         Self { base, dtype }
     }
 
-    /// Address of the first element, as a number: for comparison and alignment only.
-    pub fn address(self) -> usize {
-        self.base as usize
+    /// Address of an element, which need not exist: for prefetching.
+    pub(super) fn address_of(self, offset: i64) -> *const u8 {
+        self.base.wrapping_offset(offset as isize * self.dtype.size() as isize)
     }
 
     /// Elements `offset .. offset + length`, if they are fp32 and can be read in place.
@@ -68,18 +68,23 @@ impl Memory {
         })
     }
 
-    /// Converts `out.len()` elements, the first at `offset`, `stride` elements apart, to fp32.
+    /// Converts `out.len()` elements, the first at `offset`, `stride` elements apart, to fp32. `widen` converts bfloat16
+    /// that lies side by side.
     ///
     /// # Safety
     /// The elements must be readable: the promise of [`Memory::new`].
     #[inline]
-    pub(super) unsafe fn gather(self, offset: i64, stride: i64, out: &mut [f32]) {
+    pub(super) unsafe fn gather(self, offset: i64, stride: i64, widen: fn(&[u16], &mut [f32]), out: &mut [f32]) {
         // SAFETY (all arms): the caller promises the range, and `base` is aligned for its element type.
         unsafe {
             match self.dtype {
                 DType::F32 => gather(self.base.cast::<f32>(), offset, stride, out, |x| x),
                 DType::F64 => gather(self.base.cast::<f64>(), offset, stride, out, |x| x as f32),
-                DType::Bf16 => gather(self.base.cast::<u16>(), offset, stride, out, |x| f32::from_bits(u32::from(x) << 16)),
+                DType::Bf16 if stride == 1 => {
+                    let source = self.base.cast::<u16>().offset(offset as isize);
+                    widen(std::slice::from_raw_parts(source, out.len()), out);
+                }
+                DType::Bf16 => gather(self.base.cast::<bf16>(), offset, stride, out, bf16::to_f32),
                 DType::F16 if stride == 1 => {
                     use half::slice::HalfFloatSliceExt;
                     let source = self.base.cast::<f16>().offset(offset as isize);

@@ -1,7 +1,7 @@
 //! Hash functions of the sketch: which bucket an element falls into, and with which sign.
 //!
 //! Everything is derived from one 64-bit seed per slice, and the seed from names alone, so that every process, rank and
-//! run that knows a tensor by the same name builds the same sketch. Costs two 64-bit multiplications per 32 elements.
+//! run that knows a tensor by the same name builds the same sketch. Costs two 64-bit multiplications per 64 elements.
 
 /// Part of every seed. A change of any function in this file must change it, or old sketches would be misread.
 pub const VERSION: u64 = 1;
@@ -22,10 +22,10 @@ pub fn seed(name: &str, part: u32, head: u32) -> u64 {
     mix(mix(name ^ VERSION) ^ (u64::from(part) << 32 | u64::from(head)))
 }
 
-/// Signs of the 32 elements `32·word .. 32·word + 32`: a set bit negates.
+/// Signs of the 64 elements `64·word .. 64·word + 64`: a set bit negates.
 #[inline(always)]
-pub const fn signs(seed: u64, word: u64) -> u32 {
-    mix(seed.wrapping_add(word.wrapping_mul(0x9e37_79b9_7f4a_7c15))) as u32
+pub const fn signs(seed: u64, word: u64) -> u64 {
+    mix(seed.wrapping_add(word.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
 }
 
 /// Where the 256 elements of a chunk fall: the row of 256 buckets, and what their position is XORed with inside it.

@@ -40,7 +40,7 @@ impl Layout {
             return (index as usize, 1.0);
         }
         let (row, flip) = hash::place(self.seed, index / CHUNK as u64, self.rows());
-        let negate = hash::signs(self.seed, index >> 5) >> (index & 31) & 1;
+        let negate = hash::signs(self.seed, index >> 6) >> (index & 63) & 1;
         (CHUNK * row + ((index as usize % CHUNK) ^ flip), if negate == 1 { -1.0 } else { 1.0 })
     }
 

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! chunk  c    = i >> 8
-//! sign   s(i) = bit (i & 31) of signs(seed, i >> 5)
+//! sign   s(i) = bit (i & 63) of signs(seed, i >> 6)
 //! bucket b(i) = 256 · row(c) + ((i & 255) XOR flip(c))
 //! ```
 //!

@@ -1,7 +1,7 @@
 //! Adds gradients to references.
 
 use super::Cpu;
-use super::block::{Staging, blocks, load, units};
+use super::block::{Loaded, Staging, blocks, load, units};
 use super::kernels::normalizer;
 use crate::device::{AccumulateJob, GradientSums, SliceRead, Span};
 use rayon::prelude::*;
@@ -49,14 +49,15 @@ impl Unit<'_> {
         let (mut staging, mut clean, mut scaled) = (Staging::new(), Staging::new(), Staging::new());
         self.sketch = vec![0.0; self.read.layout.buckets];
         for block in blocks(self.range) {
-            let (values, mut found) = load(block, &self.read, cpu.kernels.peak, [&mut staging, &mut clean]);
+            let Loaded { values, sums: mut found, next } =
+                load(block, &self.read, &cpu.kernels, [&mut staging, &mut clean]);
             if found.peak > 0.0 {
                 found.squares = (cpu.kernels.squares)(values, normalizer(found.peak));
                 let scaled = &mut scaled.0[..values.len()];
                 for (scaled, value) in scaled.iter_mut().zip(values) {
                     *scaled = self.scale * value;
                 }
-                cpu.sketch(&self.read.layout, block, scaled, &mut self.sketch);
+                cpu.sketch(&self.read.layout, block, scaled, &mut self.sketch, next);
                 if let Some(sum) = &mut self.sum {
                     let at = (block.start - self.range.start) as usize;
                     for (sum, value) in sum[at..].iter_mut().zip(block.inside(scaled)) {

@@ -4,7 +4,7 @@
 //! is up to 4,096 elements on a chunk boundary. fp32 data that lies side by side is used where it is; everything else
 //! (other types, strided heads, ragged shards) is staged in a buffer that stays in the first-level cache.
 
-use super::kernels::BLOCK;
+use super::kernels::{BLOCK, Kernels, NOWHERE};
 use crate::device::{GradientSums, Kept, SliceRead, Span};
 use crate::sketch::CHUNK;
 
@@ -63,8 +63,14 @@ impl Block {
         self.whole_chunks() == Span { start: self.start, end: self.end }
     }
 
-    /// The block's elements of the trainer's memory in fp32, filled up to whole chunks with zeros; and how many were read.
-    pub fn read<'s>(self, read: &SliceRead<'s>, staging: &'s mut Staging) -> (&'s [f32], u64) {
+    /// The block's elements of the trainer's memory in fp32, filled up to whole chunks with zeros; how many were read; and
+    /// the address of what is likely to be read next.
+    pub fn read<'s>(
+        self,
+        read: &SliceRead<'s>,
+        widen: fn(&[u16], &mut [f32]),
+        staging: &'s mut Staging,
+    ) -> (&'s [f32], u64, *const u8) {
         let mut touching = read.segments.iter().filter(|s| s.index < self.end && s.end() > self.start);
         if let (Some(segment), None, true) = (touching.next(), touching.next(), self.is_whole())
             && segment.is_contiguous()
@@ -72,24 +78,31 @@ impl Block {
             && segment.end() >= self.end
         {
             let offset = segment.offset + (self.start - segment.index) as i64;
+            let length = (self.end - self.start) as usize;
+            let next = read.memory.address_of(offset + length as i64);
             // SAFETY: the segment covers the block, and segments reach readable elements only (Memory::new).
-            if let Some(values) = unsafe { read.memory.in_place(offset, (self.end - self.start) as usize) } {
-                return (values, self.end - self.start);
+            if let Some(values) = unsafe { read.memory.in_place(offset, length) } {
+                return (values, length as u64, next);
             }
+            let values = &mut staging.0[..length];
+            // SAFETY: as above.
+            unsafe { read.memory.gather(offset, 1, widen, values) };
+            return (values, length as u64, next);
         }
         let whole = self.whole_chunks();
         let values = &mut staging.0[..whole.len()];
         values.fill(0.0);
-        let mut count = 0;
+        let (mut count, mut next) = (0, NOWHERE);
         for segment in read.segments {
             for (index, offset, length) in segment.runs(self.start, self.end) {
                 let at = (index - whole.start) as usize;
+                next = read.memory.address_of(offset + length as i64);
                 // SAFETY: the run is part of the segment, which reaches readable elements only (Memory::new).
-                unsafe { read.memory.gather(offset, segment.column_step, &mut values[at..at + length]) };
+                unsafe { read.memory.gather(offset, segment.column_step, widen, &mut values[at..at + length]) };
                 count += length as u64;
             }
         }
-        (values, count)
+        (values, count, next)
     }
 
     /// The block's elements of kept values, filled up to whole chunks with zeros.
@@ -136,14 +149,24 @@ pub fn sanitize<'s>(
     (clean, peak, bad)
 }
 
-/// A block of the trainer's memory, clean, with what every pass wants to know of it.
+/// A block of the trainer's memory, ready for the kernels.
+pub struct Loaded<'s> {
+    /// Clean: no NaN, no infinity.
+    pub values: &'s [f32],
+    /// Counts and peak; no squares yet.
+    pub sums: GradientSums,
+    /// Address of what is likely to be read next.
+    pub next: *const u8,
+}
+
+/// Reads a block and cleans it.
 pub fn load<'s>(
     block: Block,
     read: &SliceRead<'s>,
-    peak: impl Fn(&[f32]) -> u32,
+    kernels: &Kernels,
     [staging, clean]: [&'s mut Staging; 2],
-) -> (&'s [f32], GradientSums) {
-    let (values, count) = block.read(read, staging);
-    let (values, peak, non_finite) = sanitize(values, peak, clean);
-    (values, GradientSums { count, non_finite, squares: 0.0, peak })
+) -> Loaded<'s> {
+    let (values, count, next) = block.read(read, kernels.widen, staging);
+    let (values, peak, non_finite) = sanitize(values, kernels.peak, clean);
+    Loaded { values, sums: GradientSums { count, non_finite, squares: 0.0, peak }, next }
 }

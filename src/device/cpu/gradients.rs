@@ -1,8 +1,8 @@
 //! The fused pass over gradients.
 
 use super::Cpu;
-use super::block::{Staging, blocks, load, units};
-use super::kernels::normalizer;
+use super::block::{Loaded, Staging, blocks, load, units};
+use super::kernels::{normalizer, normalizers};
 use crate::device::{GradientJob, GradientSums, Kept, PairSums, SliceRead, Span};
 use rayon::prelude::*;
 
@@ -49,15 +49,15 @@ impl Unit<'_> {
         let mut pairs = vec![PairSums::default(); self.references.len()];
         self.sketch = vec![0.0; self.read.layout.buckets];
         for block in blocks(self.range) {
-            let (values, mut found) = load(block, &self.read, cpu.kernels.peak, [&mut staging, &mut clean]);
+            let Loaded { values, sums: mut found, next } =
+                load(block, &self.read, &cpu.kernels, [&mut staging, &mut clean]);
             if found.peak > 0.0 {
-                let scale = normalizer(found.peak);
-                found.squares = (cpu.kernels.squares)(values, scale);
-                cpu.sketch(&self.read.layout, block, values, &mut self.sketch);
+                found.squares = (cpu.kernels.squares)(values, normalizer(found.peak));
+                cpu.sketch(&self.read.layout, block, values, &mut self.sketch, next);
                 for (pair, reference) in pairs.iter_mut().zip(self.references) {
                     if let Some(reference) = reference {
                         let reference_values = block.kept(reference, &mut other);
-                        *pair += (cpu.kernels.pair)(values, reference_values, scale, normalizer(reference.peak));
+                        *pair += (cpu.kernels.pair)(values, reference_values, normalizers(found.peak, reference.peak));
                     }
                 }
             }

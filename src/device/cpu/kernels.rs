@@ -5,6 +5,9 @@
 //! taken of values scaled by powers of two that bring the block's largest magnitude near 1: exact, and neither overflow
 //! nor underflow can spoil a sum, whatever the loss scale.
 //!
+//! The arithmetic of a block takes about as long as fetching it, and the processor's own prefetching ends while a block is
+//! being computed on. So two of the kernels ask for the lines of the next block as they go; measured, that is a third.
+//!
 //! All blocks are whole chunks of 256 elements, filled up with zeros, which add nothing to any sum.
 
 use super::vector::{LANES, Portable, Vector};
@@ -16,6 +19,9 @@ use crate::sketch::{CHUNK, Layout, hash};
 /// Elements of a block: 16 KiB of fp32, so that two blocks fit the smallest first-level cache in use.
 pub const BLOCK: usize = 4096;
 
+/// For [`Kernels::sketch`], when nothing is known to be next: prefetching an address that is not there does nothing.
+pub const NOWHERE: *const u8 = std::ptr::null();
+
 /// Independent accumulators: enough to hide the latency of an addition.
 const WIDTH: usize = 4;
 const STRIDE: usize = WIDTH * LANES;
@@ -26,10 +32,11 @@ pub struct Kernels {
     pub name: &'static str,
     pub peak: fn(&[f32]) -> u32,
     pub squares: fn(&[f32], f32) -> f64,
-    pub dot: fn(&[f32], &[f32], f32, f32) -> f64,
-    pub pair: fn(&[f32], &[f32], f32, f32) -> PairSums,
+    pub dot: fn(&[f32], &[f32], (f32, f32)) -> f64,
+    pub pair: fn(&[f32], &[f32], (f32, f32)) -> PairSums,
+    pub widen: fn(&[u16], &mut [f32]),
     pub difference: fn(&[f32], &[f32], &mut [f32]),
-    pub sketch: fn(&[f32], &Layout, u64, &mut [f32]),
+    pub sketch: fn(&[f32], &Layout, u64, &mut [f32], *const u8),
     pub sketch_f64: fn(&[f32], &Layout, u64, &mut [f64]),
 }
 
@@ -39,10 +46,16 @@ impl Kernels {
         let mut available = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            // Every processor with these vectors has these too; an emulator might not.
+            let common = is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("popcnt")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2")
+                && is_x86_feature_detected!("lzcnt");
+            if common && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
                 available.push(avx512::KERNELS);
             }
-            if is_x86_feature_detected!("avx2") {
+            if common && is_x86_feature_detected!("avx2") {
                 available.push(avx2::KERNELS);
             }
         }
@@ -51,25 +64,46 @@ impl Kernels {
     }
 }
 
-/// The power of two that brings `peak` into [1, 2): products of scaled values stay in range. `peak` is finite.
+/// Powers of two by which two factors have to be multiplied before they are multiplied with each other, so that products
+/// and squares of products stay in range: 1 where they do anyhow, which is nearly always. The peaks are finite.
 #[inline(always)]
-pub fn normalizer(peak: f32) -> f32 {
-    // Exponents below −126 (subnormal peaks) would need a scale beyond 2¹²⁶: they are scaled as far as that goes.
-    let exponent = ((peak.to_bits() >> 23) & 0xff).max(1);
-    f32::from_bits((254 - exponent.min(253)) << 23)
+pub fn normalizers(x_peak: f32, y_peak: f32) -> (f32, f32) {
+    // A product of peaks down to 2⁻⁴⁰ has a square of 2⁻⁸⁰: only terms 2²³ times smaller than it underflow.
+    const SAFE: i32 = 40;
+    let exponent = |peak: f32| ((peak.to_bits() >> 23) & 0xff) as i32 - 127;
+    let (x, y) = (exponent(x_peak), exponent(y_peak));
+    if (x + y).abs() <= SAFE && x.abs() <= 2 * SAFE {
+        return (1.0, 1.0);
+    }
+    // Subnormal peaks would need a scale beyond 2¹²⁶: they are scaled as far as that goes.
+    let scale = |exponent: i32| f32::from_bits(((127 - exponent.max(-126)) as u32) << 23);
+    (scale(x), scale(y))
 }
 
-/// Sum of the lanes of all accumulators in fp64, in a fixed order.
+/// The same for the squares of one factor.
+#[inline(always)]
+pub fn normalizer(peak: f32) -> f32 {
+    normalizers(peak, peak).0
+}
+
+/// Sum of the lanes of all accumulators in fp64, in a fixed order that vectorises: lanes over accumulators, then halves.
 #[inline(always)]
 unsafe fn fold<V: Vector>(accumulators: [V; WIDTH]) -> f64 {
-    let mut total = 0.0;
+    let mut lanes = [0.0; LANES];
     for accumulator in accumulators {
         // SAFETY: the instruction set is the caller's promise.
-        for lane in unsafe { accumulator.to_array() } {
-            total += f64::from(lane);
+        for (lane, value) in lanes.iter_mut().zip(unsafe { accumulator.to_array() }) {
+            *lane += f64::from(value);
         }
     }
-    total
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for k in 0..width {
+            lanes[k] += lanes[k + width];
+        }
+    }
+    lanes[0]
 }
 
 /// Largest |x| as bits; at or above 0x7f80_0000 if there is an infinity or NaN.
@@ -92,6 +126,12 @@ unsafe fn peak<V: Vector>(x: &[f32]) -> u32 {
 /// Σ x², for x scaled by `scale`; the result is of the unscaled x.
 #[inline(always)]
 unsafe fn squares<V: Vector>(x: &[f32], scale: f32) -> f64 {
+    // SAFETY: the instruction set is the caller's promise.
+    unsafe { if scale == 1.0 { squares_of::<V, false>(x, scale) } else { squares_of::<V, true>(x, scale) } }
+}
+
+#[inline(always)]
+unsafe fn squares_of<V: Vector, const SCALED: bool>(x: &[f32], scale: f32) -> f64 {
     debug_assert!(x.len().is_multiple_of(CHUNK));
     // SAFETY: steps of STRIDE stay inside `x`, whose length is a multiple of CHUNK.
     unsafe {
@@ -99,57 +139,77 @@ unsafe fn squares<V: Vector>(x: &[f32], scale: f32) -> f64 {
         let mut accumulators = [V::splat(0.0); WIDTH];
         for start in (0..x.len()).step_by(STRIDE) {
             for (k, accumulator) in accumulators.iter_mut().enumerate() {
-                let x = V::load(x.as_ptr().add(start + k * LANES)).mul(factor);
-                *accumulator = accumulator.add(x.mul(x));
+                let x = scaled::<V, SCALED>(x.as_ptr().add(start + k * LANES), factor);
+                *accumulator = x.mul_add(x, *accumulator);
             }
         }
         fold(accumulators) / (f64::from(scale) * f64::from(scale))
     }
 }
 
+/// Sixteen values, multiplied if that is needed: the multiplication is a quarter of the work of a sum.
+#[inline(always)]
+unsafe fn scaled<V: Vector, const SCALED: bool>(address: *const f32, factor: V) -> V {
+    // SAFETY: sixteen readable values and the instruction set are the caller's promise.
+    unsafe { if SCALED { V::load(address).mul(factor) } else { V::load(address) } }
+}
+
 /// Σ x·y, each scaled by its own factor; the result is of the unscaled values.
 #[inline(always)]
-unsafe fn dot<V: Vector>(x: &[f32], y: &[f32], x_scale: f32, y_scale: f32) -> f64 {
+unsafe fn dot<V: Vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> f64 {
+    // SAFETY: the instruction set is the caller's promise.
+    unsafe { if scales == (1.0, 1.0) { dot_of::<V, false>(x, y, scales) } else { dot_of::<V, true>(x, y, scales) } }
+}
+
+#[inline(always)]
+unsafe fn dot_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: (f32, f32)) -> f64 {
     assert!(x.len() == y.len() && x.len().is_multiple_of(CHUNK));
     // SAFETY: steps of STRIDE stay inside both, whose common length is a multiple of CHUNK.
     unsafe {
-        let (x_factor, y_factor) = (V::splat(x_scale), V::splat(y_scale));
+        let (x_factor, y_factor) = (V::splat(scales.0), V::splat(scales.1));
         let mut accumulators = [V::splat(0.0); WIDTH];
         for start in (0..x.len()).step_by(STRIDE) {
             for (k, accumulator) in accumulators.iter_mut().enumerate() {
-                let x = V::load(x.as_ptr().add(start + k * LANES)).mul(x_factor);
-                let y = V::load(y.as_ptr().add(start + k * LANES)).mul(y_factor);
-                *accumulator = accumulator.add(x.mul(y));
+                let x = scaled::<V, SCALED>(x.as_ptr().add(start + k * LANES), x_factor);
+                let y = scaled::<V, SCALED>(y.as_ptr().add(start + k * LANES), y_factor);
+                *accumulator = x.mul_add(y, *accumulator);
             }
         }
-        fold(accumulators) / (f64::from(x_scale) * f64::from(y_scale))
+        fold(accumulators) / (f64::from(scales.0) * f64::from(scales.1))
     }
 }
 
-/// Everything a gradient and a reference have in common: see [`PairSums`].
+/// Everything a gradient and a reference have in common: see [`PairSums`]. Asks for what follows `y` in memory.
 #[inline(always)]
-unsafe fn pair<V: Vector>(x: &[f32], y: &[f32], x_scale: f32, y_scale: f32) -> PairSums {
+unsafe fn pair<V: Vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> PairSums {
+    // SAFETY: the instruction set is the caller's promise.
+    unsafe { if scales == (1.0, 1.0) { pair_of::<V, false>(x, y, scales) } else { pair_of::<V, true>(x, y, scales) } }
+}
+
+#[inline(always)]
+unsafe fn pair_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: (f32, f32)) -> PairSums {
     assert!(x.len() == y.len() && x.len().is_multiple_of(CHUNK));
     // SAFETY: steps of STRIDE stay inside both, whose common length is a multiple of CHUNK.
     unsafe {
         let zero = V::splat(0.0);
-        let (x_factor, y_factor) = (V::splat(x_scale), V::splat(y_scale));
+        let (x_factor, y_factor) = (V::splat(scales.0), V::splat(scales.1));
         let (mut dots, mut opposing, mut squares) = ([zero; WIDTH], [zero; WIDTH], [zero; WIDTH]);
         let (mut conflicts, mut active) = (0, 0);
         for start in (0..x.len()).step_by(STRIDE) {
             for k in 0..WIDTH {
-                let x = V::load(x.as_ptr().add(start + k * LANES)).mul(x_factor);
-                let y = V::load(y.as_ptr().add(start + k * LANES)).mul(y_factor);
+                V::prefetch(y.as_ptr().wrapping_add(y.len() + start + k * LANES).cast());
+                let x = scaled::<V, SCALED>(x.as_ptr().add(start + k * LANES), x_factor);
+                let y = scaled::<V, SCALED>(y.as_ptr().add(start + k * LANES), y_factor);
                 let product = x.mul(y);
-                let (negative, nonzero) = product.count_negative_and_active();
+                let (rest, negative, nonzero) = product.take_negative(opposing[k]);
                 dots[k] = dots[k].add(product);
-                opposing[k] = opposing[k].sub(product.min(zero));
-                squares[k] = squares[k].add(product.mul(product));
+                opposing[k] = rest;
+                squares[k] = product.mul_add(product, squares[k]);
                 conflicts += negative;
                 active += nonzero;
             }
         }
-        let scale = f64::from(x_scale) * f64::from(y_scale);
+        let scale = f64::from(scales.0) * f64::from(scales.1);
         PairSums {
             dot: fold(dots) / scale,
             opposing: fold(opposing) / scale,
@@ -157,6 +217,14 @@ unsafe fn pair<V: Vector>(x: &[f32], y: &[f32], x_scale: f32, y_scale: f32) -> P
             active: u64::from(active),
             dot_squares: fold(squares) / (scale * scale),
         }
+    }
+}
+
+/// bfloat16 to fp32, which is exact. Plain Rust: the compiler makes vectors of it for each instruction set.
+#[inline(always)]
+unsafe fn widen<V: Vector>(x: &[u16], out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f32::from_bits(u32::from(*x) << 16);
     }
 }
 
@@ -181,11 +249,11 @@ unsafe fn scatter<V: Vector>(x: &[f32], layout: &Layout, first: u64, mut add: im
         // SAFETY: the instruction set is the caller's promise; groups of LANES stay inside the chunk.
         unsafe {
             let exchange = V::exchange(flip % LANES);
-            for word in 0..CHUNK / 32 {
-                let signs = hash::signs(layout.seed, index * (CHUNK / 32) as u64 + word as u64);
-                for half in 0..2 {
-                    let group = 2 * word + half;
-                    let signed = V::load(chunk.as_ptr().add(group * LANES)).negate((signs >> (16 * half)) as u16);
+            for word in 0..CHUNK / 64 {
+                let signs = hash::signs(layout.seed, index * (CHUNK / 64) as u64 + word as u64);
+                for quarter in 0..4 {
+                    let group = 4 * word + quarter;
+                    let signed = V::load(chunk.as_ptr().add(group * LANES)).negate((signs >> (16 * quarter)) as u16);
                     add(row * CHUNK + (group ^ (flip / LANES)) * LANES, signed.permute(exchange));
                 }
             }
@@ -193,13 +261,16 @@ unsafe fn scatter<V: Vector>(x: &[f32], layout: &Layout, first: u64, mut add: im
     }
 }
 
-/// Adds whole chunks, the first numbered `first`, to a sketch of fp32 buckets.
+/// Adds whole chunks, the first numbered `first`, to a sketch of fp32 buckets. Asks for as many bytes from `next` on.
 #[inline(always)]
-unsafe fn sketch<V: Vector>(x: &[f32], layout: &Layout, first: u64, buckets: &mut [f32]) {
+unsafe fn sketch<V: Vector>(x: &[f32], layout: &Layout, first: u64, buckets: &mut [f32], next: *const u8) {
     assert!(buckets.len() == layout.buckets && layout.buckets.is_multiple_of(CHUNK));
     // SAFETY: `place` keeps rows below `layout.rows()`, so a group of buckets lies inside `buckets`.
     unsafe {
+        let mut line = next;
         scatter::<V>(x, layout, first, |start, values| {
+            V::prefetch(line);
+            line = line.wrapping_add(4 * LANES);
             let address = buckets.as_mut_ptr().add(start);
             V::load(address).add(values).store(address);
         });
@@ -246,10 +317,11 @@ macro_rules! table {
                 name: $name,
                 peak: entry!([$($feature)?] peak::<$vector>(x: &[f32]) -> u32),
                 squares: entry!([$($feature)?] squares::<$vector>(x: &[f32], scale: f32) -> f64),
-                dot: entry!([$($feature)?] dot::<$vector>(x: &[f32], y: &[f32], x_scale: f32, y_scale: f32) -> f64),
-                pair: entry!([$($feature)?] pair::<$vector>(x: &[f32], y: &[f32], x_scale: f32, y_scale: f32) -> PairSums),
+                dot: entry!([$($feature)?] dot::<$vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> f64),
+                pair: entry!([$($feature)?] pair::<$vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> PairSums),
+                widen: entry!([$($feature)?] widen::<$vector>(x: &[u16], out: &mut [f32]) -> ()),
                 difference: entry!([$($feature)?] difference::<$vector>(x: &[f32], y: &[f32], out: &mut [f32]) -> ()),
-                sketch: entry!([$($feature)?] sketch::<$vector>(x: &[f32], layout: &Layout, first: u64, buckets: &mut [f32]) -> ()),
+                sketch: entry!([$($feature)?] sketch::<$vector>(x: &[f32], layout: &Layout, first: u64, buckets: &mut [f32], next: *const u8) -> ()),
                 sketch_f64: entry!([$($feature)?] sketch_f64::<$vector>(x: &[f32], layout: &Layout, first: u64, buckets: &mut [f64]) -> ()),
             };
         }
@@ -257,9 +329,9 @@ macro_rules! table {
 }
 
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, "avx512", "avx512f,avx512dq");
+table!(avx512, Avx512, "avx512", "avx512f,avx512dq,fma,popcnt,bmi1,bmi2,lzcnt");
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2, "avx2", "avx2");
+table!(avx2, Avx2, "avx2", "avx2,fma,popcnt,bmi1,bmi2,lzcnt");
 table!(portable, Portable, "portable");
 
 #[cfg(test)]
@@ -290,11 +362,12 @@ mod tests {
                 let mut buckets = vec![0.0; 1024];
                 let mut wide = vec![0.0; 1024];
                 let mut out = vec![0.0; BLOCK];
-                (k.sketch)(&x, &layout, 5, &mut buckets);
+                (k.sketch)(&x, &layout, 5, &mut buckets, NOWHERE);
                 (k.sketch_f64)(&x, &layout, 5, &mut wide);
                 (k.difference)(&x, &y, &mut out);
-                let pair = (k.pair)(&x, &y, scale, 1.0);
-                (peak, (k.squares)(&x, scale).to_bits(), (k.dot)(&x, &y, scale, 1.0).to_bits(), pair, buckets, wide, out)
+                let scales = normalizers(f32::from_bits(peak), 1.0);
+                let pair = (k.pair)(&x, &y, scales);
+                (peak, (k.squares)(&x, scale).to_bits(), (k.dot)(&x, &y, scales).to_bits(), pair, buckets, wide, out)
             })
             .collect();
         for output in &outputs[1..] {
@@ -329,7 +402,7 @@ mod tests {
 
     #[test]
     fn extreme_magnitudes_neither_overflow_nor_vanish() {
-        for exponent in [-140, -120, -60, 0, 60, 120] {
+        for exponent in [-140, -120, -60, -21, -20, 0, 20, 21, 60, 120] {
             let scale = 2f64.powi(exponent) as f32;
             let x: Vec<f32> = (0..BLOCK).map(|k| if k % 2 == 0 { scale } else { -scale }).collect();
             let y = vec![scale; BLOCK];
@@ -338,8 +411,10 @@ mod tests {
             for kernels in Kernels::available() {
                 let squares = (kernels.squares)(&x, factor);
                 assert!((squares / exact - 1.0).abs() < 1e-6, "{} 2^{exponent}: {squares}", kernels.name);
-                let pair = (kernels.pair)(&x, &y, factor, factor);
+                let pair = (kernels.pair)(&x, &y, normalizers(scale, scale));
                 assert_eq!((pair.conflicts, pair.active), (BLOCK as u64 / 2, BLOCK as u64));
+                let dot_squares = 2f64.powi(4 * exponent) * BLOCK as f64;
+                assert!((pair.dot_squares / dot_squares - 1.0).abs() < 1e-6, "{} 2^{exponent}", kernels.name);
                 assert!((pair.opposing / exact - 0.5).abs() < 1e-6);
             }
         }

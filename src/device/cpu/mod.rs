@@ -39,15 +39,15 @@ impl Cpu {
         Ok(Self { pool, kernels })
     }
 
-    /// Adds a block to a sketch of fp32 buckets.
-    fn sketch(&self, layout: &Layout, block: Block, values: &[f32], buckets: &mut [f32]) {
+    /// Adds a block to a sketch of fp32 buckets. `next`: the address of what is likely to be read next.
+    fn sketch(&self, layout: &Layout, block: Block, values: &[f32], buckets: &mut [f32], next: *const u8) {
         if layout.identity {
             let at = block.start as usize;
             for (bucket, value) in buckets[at..].iter_mut().zip(block.inside(values)) {
                 *bucket += value;
             }
         } else {
-            (self.kernels.sketch)(values, layout, block.first_chunk(), buckets);
+            (self.kernels.sketch)(values, layout, block.first_chunk(), buckets, next);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The fused pass over parameters: update, drift, sketches, copies.
 
 use super::Cpu;
-use super::block::{Block, Staging, blocks, load, units};
-use super::kernels::normalizer;
+use super::block::{Block, Loaded, Staging, blocks, load, units};
+use super::kernels::{NOWHERE, normalizer, normalizers};
 use crate::device::{DriftSums, Kept, PairSums, ParameterJob, SliceRead, Span, UpdateSums};
 use crate::sketch::Layout;
 use rayon::prelude::*;
@@ -102,8 +102,8 @@ impl Unit<'_> {
     fn measure(&mut self, cpu: &Cpu) {
         let mut buffers = Buffers::new();
         for block in blocks(self.range) {
-            let (values, found) =
-                load(block, &self.read, cpu.kernels.peak, [&mut buffers.staging, &mut buffers.clean]);
+            let Loaded { values, sums: found, next } =
+                load(block, &self.read, &cpu.kernels, [&mut buffers.staging, &mut buffers.clean]);
             self.update += UpdateSums {
                 count: found.count,
                 non_finite: found.non_finite,
@@ -126,16 +126,15 @@ impl Unit<'_> {
                 (cpu.kernels.difference)(values, before, delta);
                 let peak = f32::from_bits((cpu.kernels.peak)(delta));
                 if peak > 0.0 {
-                    let scale = normalizer(peak);
-                    self.update.updates += (cpu.kernels.squares)(delta, scale);
+                    self.update.updates += (cpu.kernels.squares)(delta, normalizer(peak));
                     self.update.peak = self.update.peak.max(peak);
                     if let Some(sketch) = &mut self.update_sketch {
-                        cpu.sketch(&self.read.layout, block, delta, sketch);
+                        cpu.sketch(&self.read.layout, block, delta, sketch, next);
                     }
                     for task in &mut self.tasks {
                         if let Some(reference) = &task.reference {
                             let values = block.kept(reference, &mut buffers.other);
-                            task.update += (cpu.kernels.pair)(delta, values, scale, normalizer(reference.peak));
+                            task.update += (cpu.kernels.pair)(delta, values, normalizers(peak, reference.peak));
                         }
                     }
                 }
@@ -186,21 +185,19 @@ impl UnitTask<'_> {
         let old = block.kept(snapshot, other);
         let delta = &mut delta.0[..values.len()];
         (cpu.kernels.difference)(values, old, delta);
-        let old_scale = normalizer(snapshot.peak);
-        self.drift.snapshot += (cpu.kernels.squares)(old, old_scale);
+        self.drift.snapshot += (cpu.kernels.squares)(old, normalizer(snapshot.peak));
         let peak = f32::from_bits((cpu.kernels.peak)(delta));
         if peak == 0.0 {
             return;
         }
-        let scale = normalizer(peak);
-        self.drift.drift += (cpu.kernels.squares)(delta, scale);
-        self.drift.drift_dot_snapshot += (cpu.kernels.dot)(delta, old, scale, old_scale);
+        self.drift.drift += (cpu.kernels.squares)(delta, normalizer(peak));
+        self.drift.drift_dot_snapshot += (cpu.kernels.dot)(delta, old, normalizers(peak, snapshot.peak));
         if let Some(sketch) = &mut self.drift_sketch {
-            cpu.sketch(layout, block, delta, sketch);
+            cpu.sketch(layout, block, delta, sketch, NOWHERE);
         }
         if let Some(anchor) = &self.anchor {
             let values = block.kept(anchor, other);
-            self.drift.reference_dot += (cpu.kernels.dot)(delta, values, scale, normalizer(anchor.peak));
+            self.drift.reference_dot += (cpu.kernels.dot)(delta, values, normalizers(peak, anchor.peak));
         }
     }
 }

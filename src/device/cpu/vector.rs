@@ -24,17 +24,19 @@ pub unsafe trait Vector: Copy {
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
-    /// The smaller of both; neither is NaN.
-    unsafe fn min(self, other: Self) -> Self;
+    /// self · factor + addend with one rounding.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// The larger of |self| and `other` when their bits are compared as integers: NaN beats infinity beats numbers.
     unsafe fn max_magnitude(self, other: Self) -> Self;
-    /// How many lanes are below zero, and how many are not zero.
-    unsafe fn count_negative_and_active(self) -> (u32, u32);
+    /// `total` less the lanes that are below zero; how many lanes are below zero; how many are not zero.
+    unsafe fn take_negative(self, total: Self) -> (Self, u32, u32);
     /// Negates the lanes whose bit is set.
     unsafe fn negate(self, bits: u16) -> Self;
     /// The permutation that moves lane `k` to lane `k XOR flip`, `flip < 16`.
     unsafe fn exchange(flip: usize) -> Self::Permutation;
     unsafe fn permute(self, permutation: Self::Permutation) -> Self;
+    /// Asks for the cache line at `address`, which may be any address: nothing is read.
+    unsafe fn prefetch(address: *const u8);
 
     #[inline(always)]
     unsafe fn to_array(self) -> [f32; LANES] {
@@ -80,17 +82,18 @@ unsafe impl Vector for Portable {
         Self(std::array::from_fn(|k| self.0[k] * other.0[k]))
     }
     #[inline(always)]
-    unsafe fn min(self, other: Self) -> Self {
-        Self(std::array::from_fn(|k| if self.0[k] < other.0[k] { self.0[k] } else { other.0[k] }))
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(std::array::from_fn(|k| self.0[k].mul_add(factor.0[k], addend.0[k])))
     }
     #[inline(always)]
     unsafe fn max_magnitude(self, other: Self) -> Self {
         Self(std::array::from_fn(|k| f32::from_bits(self.0[k].abs().to_bits().max(other.0[k].to_bits()))))
     }
     #[inline(always)]
-    unsafe fn count_negative_and_active(self) -> (u32, u32) {
+    unsafe fn take_negative(self, total: Self) -> (Self, u32, u32) {
         let count = |test: fn(f32) -> bool| self.0.iter().map(|&x| u32::from(test(x))).sum();
-        (count(|x| x < 0.0), count(|x| x != 0.0))
+        let rest = std::array::from_fn(|k| if self.0[k] < 0.0 { total.0[k] - self.0[k] } else { total.0[k] });
+        (Self(rest), count(|x| x < 0.0), count(|x| x != 0.0))
     }
     #[inline(always)]
     unsafe fn negate(self, bits: u16) -> Self {
@@ -100,6 +103,8 @@ unsafe impl Vector for Portable {
     unsafe fn exchange(flip: usize) -> usize {
         flip
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn permute(self, flip: usize) -> Self {
         Self(std::array::from_fn(|k| self.0[k ^ flip]))
@@ -111,7 +116,7 @@ unsafe impl Vector for Portable {
 #[derive(Clone, Copy)]
 pub struct Avx2(__m256, __m256);
 
-// SAFETY: needs AVX2, as the trait's contract allows.
+// SAFETY: needs AVX2 and FMA, as the trait's contract allows.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_op_in_unsafe_fn)] // every line is an intrinsic under the one promise of the trait
 unsafe impl Vector for Avx2 {
@@ -144,8 +149,8 @@ unsafe impl Vector for Avx2 {
         Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1))
     }
     #[inline(always)]
-    unsafe fn min(self, other: Self) -> Self {
-        Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1))
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1))
     }
     #[inline(always)]
     unsafe fn max_magnitude(self, other: Self) -> Self {
@@ -158,15 +163,20 @@ unsafe impl Vector for Avx2 {
         Self(max(self.0, other.0), max(self.1, other.1))
     }
     #[inline(always)]
-    unsafe fn count_negative_and_active(self) -> (u32, u32) {
+    unsafe fn take_negative(self, total: Self) -> (Self, u32, u32) {
         let zero = _mm256_setzero_ps();
         let count = |low: __m256, high: __m256| {
             (_mm256_movemask_ps(low) as u32 | (_mm256_movemask_ps(high) as u32) << 8).count_ones()
         };
-        (
-            count(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, zero), _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, zero)),
-            count(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, zero), _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.1, zero)),
-        )
+        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, zero);
+        let high = _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, zero);
+        let rest = Self(
+            _mm256_sub_ps(total.0, _mm256_and_ps(low, self.0)),
+            _mm256_sub_ps(total.1, _mm256_and_ps(high, self.1)),
+        );
+        let active =
+            count(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, zero), _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.1, zero));
+        (rest, count(low, high), active)
     }
     #[inline(always)]
     unsafe fn negate(self, bits: u16) -> Self {
@@ -183,6 +193,10 @@ unsafe impl Vector for Avx2 {
     unsafe fn exchange(flip: usize) -> (__m256i, bool) {
         let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         (_mm256_xor_si256(lanes, _mm256_set1_epi32((flip & 7) as i32)), flip & 8 != 0)
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[inline(always)]
     unsafe fn permute(self, (order, swap): (__m256i, bool)) -> Self {
@@ -227,8 +241,8 @@ unsafe impl Vector for Avx512 {
         Self(_mm512_mul_ps(self.0, other.0))
     }
     #[inline(always)]
-    unsafe fn min(self, other: Self) -> Self {
-        Self(_mm512_min_ps(self.0, other.0))
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(_mm512_fmadd_ps(self.0, factor.0, addend.0))
     }
     #[inline(always)]
     unsafe fn max_magnitude(self, other: Self) -> Self {
@@ -236,12 +250,12 @@ unsafe impl Vector for Avx512 {
         Self(_mm512_castsi512_ps(_mm512_max_epu32(magnitude, _mm512_castps_si512(other.0))))
     }
     #[inline(always)]
-    unsafe fn count_negative_and_active(self) -> (u32, u32) {
+    unsafe fn take_negative(self, total: Self) -> (Self, u32, u32) {
         let zero = _mm512_setzero_ps();
-        (
-            u32::from(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, zero)).count_ones(),
-            u32::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, zero)).count_ones(),
-        )
+        let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, zero);
+        let active = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, zero);
+        let rest = Self(_mm512_mask_sub_ps(total.0, negative, total.0, self.0));
+        (rest, u32::from(negative).count_ones(), u32::from(active).count_ones())
     }
     #[inline(always)]
     unsafe fn negate(self, bits: u16) -> Self {
@@ -251,6 +265,10 @@ unsafe impl Vector for Avx512 {
     unsafe fn exchange(flip: usize) -> __m512i {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         _mm512_xor_si512(lanes, _mm512_set1_epi32(flip as i32))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[inline(always)]
     unsafe fn permute(self, order: __m512i) -> Self {

@@ -1,0 +1,283 @@
+//! What measuring costs on the CPU, as ratios against peers in the same run (`make bench`).
+//!
+//! - the fused pass over gradients, against reading the same bytes with the same threads and doing nothing;
+//! - the same numbers from NumPy, one tensor after another, as a script would take them;
+//! - a step that is not sampled, through the C ABI;
+//! - publishing a record.
+//!
+//! Timings on a shared machine wander by several per cent; every figure is the best of several interleaved rounds, so
+//! that both sides of a ratio saw the same machine. Figures go to stdout, and as JSON to the file named by `FGS_BENCH_OUT`.
+
+use forgetscope::abi::*;
+use forgetscope::device::cpu::Cpu;
+use forgetscope::device::{DType, Device, GradientJob, GradientSums, Kept, Memory, PairSums, Segment, SliceRead, Span};
+use forgetscope::ring::{Record, Writer, WriterOptions};
+use forgetscope::sketch::Layout;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Elements of the model: far beyond any cache.
+const ELEMENTS: usize = 1 << 27;
+/// Elements of a tensor, and heads of a tensor that has any.
+const TENSOR: usize = 1 << 22;
+const HEADS: usize = 16;
+const ROUNDS: usize = 7;
+
+fn main() {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    println!("forgetscope, CPU: {} threads, {} M elements, best of {ROUNDS} rounds\n", threads, ELEMENTS >> 20);
+    let mut report = Report::default();
+    fused_pass(threads, &mut report);
+    numpy(&mut report);
+    unsampled_step(&mut report);
+    publish(&mut report);
+    report.finish();
+}
+
+/// Figures, printed as they come and kept for the JSON file.
+#[derive(Default)]
+struct Report(Vec<(String, f64, &'static str)>);
+
+impl Report {
+    fn add(&mut self, name: &str, value: f64, unit: &'static str) {
+        println!("{name:<58} {value:>9.3} {unit}");
+        self.0.push((name.into(), value, unit));
+    }
+
+    fn finish(&self) {
+        let Some(path) = std::env::var_os("FGS_BENCH_OUT") else { return };
+        let lines: Vec<String> = self
+            .0
+            .iter()
+            .map(|(name, value, unit)| format!("  {{\"name\": \"{name}\", \"value\": {value:.4}, \"unit\": \"{unit}\"}}"))
+            .collect();
+        if let Err(error) = std::fs::write(&path, format!("[\n{}\n]\n", lines.join(",\n"))) {
+            eprintln!("cannot write {}: {error}", path.display());
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Seconds that `work` takes.
+fn time(work: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+/// Best time of each piece of work, in interleaved rounds.
+fn best(work: &mut [Box<dyn FnMut() + '_>]) -> Vec<f64> {
+    let mut times = vec![f64::INFINITY; work.len()];
+    for _ in 0..ROUNDS {
+        for (best, work) in times.iter_mut().zip(work.iter_mut()) {
+            *best = best.min(time(work));
+        }
+    }
+    times
+}
+
+/// Reads every byte once with `threads` threads: what the machine's memory gives at best.
+fn read_all(bytes: &[u8], threads: usize) -> u64 {
+    std::thread::scope(|scope| {
+        let part = bytes.len() / threads / 4096 * 4096;
+        let handles: Vec<_> =
+            (0..threads).map(|k| scope.spawn(move || read(&bytes[k * part..(k + 1) * part]))).collect();
+        handles.into_iter().map(|handle| handle.join().expect("a reading thread")).fold(0, |x, y| x ^ y)
+    })
+}
+
+/// XOR of all words: nothing but loads. Four accumulators, written so that the compiler keeps them in registers.
+fn read(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx2")]
+        fn wide(bytes: &[u8]) -> u64 {
+            let mut lanes = [_mm256_setzero_si256(); 8];
+            for block in bytes.as_chunks::<256>().0 {
+                for (k, lane) in lanes.iter_mut().enumerate() {
+                    // SAFETY: eight vectors of 32 bytes lie inside the block.
+                    *lane = _mm256_xor_si256(*lane, unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * k).cast()) });
+                }
+            }
+            let all = lanes.into_iter().fold(_mm256_setzero_si256(), |x, y| _mm256_xor_si256(x, y));
+            _mm256_extract_epi64::<0>(all) as u64 ^ _mm256_extract_epi64::<3>(all) as u64
+        }
+        // SAFETY: the instruction set was detected.
+        return unsafe { wide(bytes) };
+    }
+    bytes.as_chunks::<8>().0.iter().fold(0, |x, word| x ^ u64::from_ne_bytes(*word))
+}
+
+/// A buffer of the model's gradients, cheap pseudo-random numbers near 2⁻⁷.
+fn gradients() -> Vec<f32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from_bits(0x3c00_0000 | state >> 9 | (state & 1) << 31)
+    };
+    (0..ELEMENTS).map(|_| next()).collect()
+}
+
+/// Slices of the model: every second tensor is split into heads.
+fn segments(heads: impl Fn(usize) -> usize) -> Vec<(Layout, Segment)> {
+    let mut slices = Vec::new();
+    for tensor in 0..ELEMENTS / TENSOR {
+        let count = heads(tensor);
+        let numel = TENSOR / count;
+        for head in 0..count {
+            let buckets = if count == 1 { 16_384 } else { 1024 };
+            let layout = Layout::new(numel as u64, buckets, (tensor * HEADS + head) as u64);
+            let offset = (tensor * TENSOR + head * numel) as i64;
+            let length = numel as u64;
+            slices.push((layout, Segment { index: 0, index_step: 0, rows: 1, length, offset, row_step: 0, column_step: 1 }));
+        }
+    }
+    slices
+}
+
+fn pass(device: &Cpu, memory: Memory, slices: &[(Layout, Segment)], reference: Option<&[f32]>, sketch: &mut [f32]) {
+    sketch.fill(0.0);
+    let mut rest = &mut *sketch;
+    let mut jobs: Vec<GradientJob> = slices
+        .iter()
+        .map(|(layout, segment)| {
+            let (part, later) = std::mem::take(&mut rest).split_at_mut(layout.buckets);
+            rest = later;
+            let kept = reference.map(|values| {
+                let at = segment.offset as usize;
+                let values = &values[at..at + segment.length as usize];
+                Kept { span: Span { start: 0, end: segment.length }, values, peak: 0.03 }
+            });
+            GradientJob {
+                read: SliceRead { layout: *layout, memory, segments: std::slice::from_ref(segment) },
+                references: vec![kept],
+                sketch: part,
+                sums: GradientSums::default(),
+                pairs: vec![PairSums::default()],
+            }
+        })
+        .collect();
+    device.gradients(&mut jobs);
+    black_box(jobs.iter().map(|job| job.sums.squares).sum::<f64>());
+}
+
+fn fused_pass(threads: usize, report: &mut Report) {
+    let device = Cpu::new(threads).expect("threads");
+    let gradient = gradients();
+    let reference: Vec<f32> = gradient.iter().rev().copied().collect();
+    let half: Vec<u16> = gradient.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+    // SAFETY: both buffers outlive the passes, and segments stay inside them.
+    let (single, bf16) = unsafe {
+        (Memory::new(gradient.as_ptr().cast(), DType::F32), Memory::new(half.as_ptr().cast(), DType::Bf16))
+    };
+    let slices = segments(|tensor| if tensor % 2 == 0 { HEADS } else { 1 });
+    let buckets = slices.iter().map(|(layout, _)| layout.buckets).sum();
+    let mut sketches = vec![vec![0.0; buckets]; 3];
+    let [first, second, third] = &mut sketches[..] else { unreachable!() };
+    // SAFETY: reading numbers as bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(gradient.as_ptr().cast::<u8>(), 4 * ELEMENTS) };
+    let times = best(&mut [
+        Box::new(|| {
+            black_box(read_all(bytes, threads));
+        }),
+        Box::new(|| pass(&device, single, &slices, None, first)),
+        Box::new(|| pass(&device, single, &slices, Some(&reference), second)),
+        Box::new(|| pass(&device, bf16, &slices, None, third)),
+    ]);
+    let rate = |bytes: usize, seconds: f64| (bytes * ELEMENTS) as f64 / seconds / 1e9;
+    let read = rate(4, times[0]);
+    report.add("read bandwidth", read, "GB/s");
+    for (name, bytes, seconds) in [
+        ("fp32 gradient: norms, sketch", 4, times[1]),
+        ("fp32 gradient and exact reference: all sums", 8, times[2]),
+        ("bf16 gradient: norms, sketch", 2, times[3]),
+    ] {
+        report.add(name, rate(bytes, seconds), "GB/s");
+        report.add("  share of the read bandwidth", rate(bytes, seconds) / read, "");
+    }
+}
+
+/// The same numbers, tensor by tensor, from NumPy (benches/numpy_peer.py, which uses all it can).
+fn numpy(report: &mut Report) {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(4));
+    let python = std::env::var("FGS_PYTHON").unwrap_or_else(|_| "python3".into());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/numpy_peer.py");
+    let output = std::process::Command::new(python).arg(script).arg((TENSOR).to_string()).output();
+    let peer = output.ok().filter(|output| output.status.success());
+    let Some(peer) = peer.and_then(|output| String::from_utf8(output.stdout).ok()?.trim().parse::<f64>().ok()) else {
+        println!("NumPy: not measured; `make bench` provides a Python that has it");
+        return;
+    };
+    let device = Cpu::new(threads).expect("threads");
+    let gradient = gradients();
+    let reference: Vec<f32> = gradient.iter().rev().copied().collect();
+    // SAFETY: the buffer outlives the passes.
+    let memory = unsafe { Memory::new(gradient.as_ptr().cast(), DType::F32) };
+    let slices = segments(|_| 1);
+    let mut sketch = vec![0.0; slices.iter().map(|(layout, _)| layout.buckets).sum()];
+    let ours = best(&mut [Box::new(|| pass(&device, memory, &slices, Some(&reference), &mut sketch))])[0];
+    let (ours, peer) = (ours / ELEMENTS as f64 * 1e9, peer * 1e9);
+    report.add("all sums and the sketch, forgetscope", ours, "ns/element");
+    report.add("the same sums without the sketch, NumPy per tensor", peer, "ns/element");
+    report.add("  NumPy takes so many times as long", peer / ours, "");
+}
+
+/// A step that is not sampled: the three calls of a trainer, with 200 tensors registered and bound.
+fn unsampled_step(report: &mut Report) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("bench.ring");
+    let path = std::ffi::CString::new(path.to_str().expect("UTF-8")).expect("no NUL");
+    let options = fgs_options {
+        size: size_of::<fgs_options>() as u32,
+        magic: 0x3153_4746,
+        run: std::ptr::null(),
+        ring_path: path.as_ptr(),
+        include: std::ptr::null(),
+        exclude: std::ptr::null(),
+        ring_slots: u64::MAX,
+        every: 1 << 40,
+        start_step: u64::MAX,
+        end_step: u64::MAX,
+        budget_bytes: u64::MAX,
+        reference_budget: -1.0,
+        threads: u32::MAX,
+        rank: u32::MAX,
+        world_size: u32::MAX,
+        sketch_head: u32::MAX,
+        sketch_matrix: u32::MAX,
+        window: u32::MAX,
+    };
+    let mut scope = std::ptr::null_mut();
+    // SAFETY: initialised options, a place for the handle; the scope is open until the end of the block.
+    unsafe {
+        assert_eq!(fgs_open(&options, &mut scope), fgs_status::FGS_OK);
+        assert_eq!(fgs_task_begin(scope, c"task".as_ptr()), fgs_status::FGS_OK);
+        const STEPS: u64 = 1_000_000;
+        let mut step = 1;
+        let seconds = best(&mut [Box::new(|| {
+            for _ in 0..STEPS {
+                fgs_step_begin(scope, step);
+                fgs_gradients_ready(scope, 1.0, 0, std::ptr::null_mut());
+                fgs_step_end(scope, 1, std::ptr::null_mut());
+                step += 1;
+            }
+        })])[0];
+        report.add("a step that is not sampled, all three calls", seconds / STEPS as f64 * 1e9, "ns");
+        fgs_close(scope);
+    }
+}
+
+fn publish(report: &mut Report) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut writer = Writer::create(&WriterOptions::new(directory.path().join("bench.ring"))).expect("a ring");
+    let mut record = Record::default();
+    const RECORDS: u64 = 4_000_000;
+    let seconds = best(&mut [Box::new(|| {
+        for _ in 0..RECORDS {
+            record.step += 1;
+            writer.publish(&record);
+        }
+    })])[0];
+    report.add("publishing a record", seconds / RECORDS as f64 * 1e9, "ns");
+}
