@@ -1,0 +1,61 @@
+# Two commands do everything on a bare Debian machine: `make demo` and `make test`. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+BUILD   := build
+CARGO   := cargo
+SETUP   := $(BUILD)/.setup
+
+help:                ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
+	@scripts/demo
+
+test: $(SETUP)       ## every test: Rust, C, C++, the trainer, the model checker
+	@scripts/test
+
+bench: $(SETUP) $(BUILD)/python/.numpy  ## what measuring costs, as ratios
+	FGS_PYTHON=$(abspath $(BUILD)/python/bin/python) FGS_BENCH_OUT=$(abspath $(BUILD)/bench-cpu.json) \
+	    $(CARGO) bench -q -p forgetscope --bench cpu
+	@echo "$(BUILD)/bench-cpu.json has the figures"
+
+overhead: $(SETUP) lib trainer  ## how much the demo's training is slowed
+	@scripts/overhead
+
+header:              ## generate include/forgetscope.h anew
+	FGS_BLESS=1 $(CARGO) test -q -p forgetscope --test header
+
+lib: $(SETUP)        ## build/lib/libforgetscope.so
+	$(CARGO) build -q --release -p forgetscope
+	@mkdir -p $(BUILD)/lib
+	@cp -f target/release/libforgetscope.so $(BUILD)/lib/libforgetscope.so.$(VERSION)
+	@ln -sf libforgetscope.so.$(VERSION) $(BUILD)/lib/libforgetscope.so.0
+	@ln -sf libforgetscope.so.0 $(BUILD)/lib/libforgetscope.so
+
+program: $(SETUP)    ## build/bin/forgetscope
+	$(CARGO) build -q --release -p forgetscope-cli
+	@mkdir -p $(BUILD)/bin
+	@cp -f target/release/forgetscope $(BUILD)/bin/forgetscope
+
+trainer: $(SETUP) lib  ## build/trainer/trainer
+	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)
+
+clean:               ## remove everything that was built
+	rm -rf $(BUILD) target
+
+# Debian packages and the Rust toolchain, once.
+$(SETUP): scripts/setup
+	@scripts/setup
+	@mkdir -p $(BUILD) && touch $@
+
+$(BUILD)/python/.numpy: $(SETUP)
+	python3 -m venv $(BUILD)/python
+	$(BUILD)/python/bin/pip install -q numpy
+	touch $@
+
+.PHONY: help demo test bench overhead header lib program trainer clean
