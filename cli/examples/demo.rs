@@ -5,12 +5,12 @@
 //! cargo run -p forgetscope-cli -- report /tmp/demo.ring
 //! ```
 
-#[path = "../tests/common/mod.rs"]
-mod common;
+#[path = "../tests/common/made_up.rs"]
+mod made_up;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("give the path of the ring that is to be written")?;
-    let published = common::Run::new(path).write()?;
+    let published = made_up::Run::new(path).write()?;
     println!("{} records", published.len());
     Ok(())
 }

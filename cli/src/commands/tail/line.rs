@@ -71,12 +71,12 @@ impl Printer {
 
     fn line(&self, names: &Names, record: &Record) -> String {
         let kind = printable(&names.kind(record.kind));
-        let place = shortened(&printable(&names.place_text(record)), 16);
+        let place = shortened(&printable(&names.place_text(record)), 14);
         let reference = names.task(record.reference).map_or(String::new(), |task| shortened(&printable(&task), 10));
         let mut line = Line { text: String::new(), used: 0, width: self.width };
         line.push(Style::new(), &format!("{:>7}  ", record.step));
         line.push(BOLD, &format!("{:<12}  ", shortened(&kind, 12)));
-        line.push(Style::new(), &format!("{place:<16} "));
+        line.push(Style::new(), &format!("{place:<14} "));
         line.push(DIM, &format!("{reference:<10}"));
 
         for flag in names.flags(record.flags).iter().filter(|flag| !ORDINARY.contains(&flag.as_str())) {
@@ -86,8 +86,11 @@ impl Printer {
         let mut values: Vec<_> = names.values(record.kind).into_iter().zip(record.values).collect();
         values.sort_by_key(|(name, _)| !Names::is_id(&kind, name));
         for (name, value) in values.iter().filter(|(_, value)| !value.is_nan()) {
-            let value = names.meaning(&kind, name, *value).map_or_else(|| number(*value), |name| printable(&name));
-            if !line.pair(&printable(name), &value) {
+            let fits = match names.meaning(&kind, name, *value) {
+                Some(meaning) => line.id(&printable(&meaning)),
+                None => line.pair(&printable(name), &number(*value)),
+            };
+            if !fits {
                 break;
             }
         }
@@ -109,6 +112,16 @@ impl Line {
     fn push(&mut self, style: Style, text: &str) {
         self.text += &format!("{style}{text}{style:#}");
         self.used += text.chars().count();
+    }
+
+    /// Adds what an id stands for, as much of it as fits.
+    fn id(&mut self, meaning: &str) -> bool {
+        let room = self.width.saturating_sub(self.used + 2);
+        let fits = room >= meaning.chars().count();
+        if room > 3 {
+            self.push(Style::new(), &format!("  {}", shortened(meaning, room)));
+        }
+        fits
     }
 
     /// Adds a value if it fits.
