@@ -22,24 +22,34 @@ struct Trainer {
 
 impl Trainer {
     fn build() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let directory = tempfile::tempdir().unwrap();
-        let library = std::env::current_exe().unwrap().parent().unwrap().join("libforgetscope.so");
+        let library = std::env::current_exe().unwrap().with_file_name("libforgetscope.so");
         for name in ["libforgetscope.so", "libforgetscope.so.0"] {
             std::os::unix::fs::symlink(&library, directory.path().join(name)).unwrap();
         }
-        let path = directory.path().display();
-        run(Command::new("make").arg("-C").arg(root.join("examples/trainer")).args([
-            format!("BUILD={path}"),
-            format!("FGS_LIB={path}"),
-        ]));
+        let trainer = Self { directory };
+        trainer.make("all");
+        trainer
+    }
+
+    /// Makes a target of the trainer's own Makefile.
+    fn make(&self, target: &str) {
+        let path = self.directory.path().display();
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/trainer");
+        let variables = [format!("BUILD={path}"), format!("FGS_LIB={path}")];
+        run(Command::new("make").arg("-C").arg(directory).arg(target).args(variables));
+    }
+
+    /// The library that listens in between.
+    fn build_tap(&self) -> PathBuf {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         run(Command::new("g++")
             .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I"])
             .arg(root.join("include"))
             .arg(root.join("tests/trainer_oracle/tap.cpp"))
             .args(["-ldl", "-o"])
-            .arg(directory.path().join("tap.so")));
-        Self { directory }
+            .arg(self.path("tap.so")));
+        self.path("tap.so")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -186,10 +196,16 @@ fn compare_exact(oracle: &Oracle, records: &[Record]) -> std::collections::BTree
     compared
 }
 
+/// Gradients against finite differences, AdamW against its closed form, the same bits at any number of threads.
+#[test]
+fn the_trainers_own_tests_pass() {
+    Trainer::build().make("test");
+}
+
 #[test]
 fn every_record_is_what_an_independent_computation_gives() {
     let trainer = Trainer::build();
-    let tap = trainer.path("tap.so");
+    let tap = trainer.build_tap();
     let tape_path = trainer.path("tape");
     let large = ("FGS_RING_SLOTS", "131072");
     let preload = [("LD_PRELOAD", tap.to_str().unwrap()), ("FGS_TAP", tape_path.to_str().unwrap()), large];
