@@ -3,7 +3,8 @@
 //! A sign is stated only where the data has one. A head is called out only if it is beyond what chance does among as
 //! many heads as were looked at.
 
-use super::data::{Data, Evaluation, HeadKey};
+use super::data::{Data, Evaluation};
+use super::mean::HeadKey;
 
 /// Everything that the headline says.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `source` | a ring or a recording, read |
 //! | `data` | what the figures need of the records |
+//! | `mean` | a head's cosine over many steps |
 //! | `findings` | what can be said, and what cannot |
 //! | `words` | findings as sentences |
 //! | `charts` | figures as SVG: scales, lines, heat maps, intervals |
@@ -16,6 +17,7 @@
 mod charts;
 mod data;
 mod findings;
+mod mean;
 mod page;
 mod sections;
 mod source;

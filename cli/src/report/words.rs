@@ -222,7 +222,7 @@ fn drift_in_words(reference: &str, drift: &LayerDrift) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::data::HeadKey;
+    use crate::report::mean::HeadKey;
     use forgetscope::ring::Entry;
 
     fn data() -> Data {

@@ -1,13 +1,13 @@
 //! Interference by layer and head: the mean cosine between gradients and an earlier task's reference.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
 use super::{Part, between, missing, of_reference};
 use crate::format::{count, plural};
 use crate::report::charts::heat::{Cell, Heat, cell_size, legend};
-use crate::report::data::{Data, HeadKey, Mean};
+use crate::report::data::{Data, Means};
 use crate::report::findings::{Findings, Head};
 use crate::report::words::{cosine, cosine_error, head_name};
 
@@ -61,17 +61,17 @@ fn title(data: &Data) -> String {
     }
 }
 
-fn means(heads: &BTreeMap<HeadKey, Mean>) -> Vec<Head> {
-    let head = |(key, mean): (&HeadKey, &Mean)| {
+fn means(heads: &Means) -> Vec<Head> {
+    let heads = heads.iter().map(|(key, mean)| {
         let (cosine, null_error, steps) = mean.result();
         Head { key: *key, cosine, null_error, steps }
-    };
-    heads.iter().map(head).filter(|head| head.steps > 0).collect()
+    });
+    heads.filter(|head| head.steps > 0).collect()
 }
 
 /// A value is noise unless it is known to be beyond its null.
 fn is_noise(head: &Head) -> bool {
-    !(head.cosine.abs() > 2.0 * head.null_error)
+    head.null_error.is_nan() || head.cosine.abs() <= 2.0 * head.null_error
 }
 
 fn caption(data: &Data, reference: u16, heads: &[Head]) -> String {
@@ -83,7 +83,7 @@ fn caption(data: &Data, reference: u16, heads: &[Head]) -> String {
 
 fn maps_of(data: &Data, heads: &[Head], limit: f64) -> Markup {
     let names = &data.catalog.names;
-    let roles: std::collections::BTreeSet<u16> = heads.iter().map(|head| head.key.role).collect();
+    let roles: BTreeSet<u16> = heads.iter().map(|head| head.key.role).collect();
     let layers = heads.iter().map(|head| head.key.layer + 1).max().unwrap_or(0);
     let widest = heads.iter().map(|head| head.key.head + 1).max().unwrap_or(0);
     let size = cell_size(layers, widest);
