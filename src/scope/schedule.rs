@@ -19,7 +19,7 @@ pub struct Rule {
     pub end_step: Option<u64>,
     /// Where the rule stands, for messages.
     #[serde(skip)]
-    source: &'static str,
+    pub source: &'static str,
 }
 
 impl Rule {

@@ -37,7 +37,7 @@ impl Trainer {
         let path = self.directory.path().display();
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/trainer");
         let variables = [format!("BUILD={path}"), format!("FGS_LIB={path}")];
-        run(Command::new("make").arg("-C").arg(directory).arg(target).args(variables));
+        run(Command::new("make").env("OMP_WAIT_POLICY", "passive").arg("-C").arg(directory).arg(target).args(variables));
     }
 
     /// The library that listens in between.
@@ -60,6 +60,8 @@ impl Trainer {
     fn train(&self, name: &str, variables: &[(&str, &str)], arguments: &[&str]) -> String {
         let losses = self.path(&format!("{name}.losses"));
         let mut command = Command::new(self.path("trainer"));
+        // Other tests run beside this one: threads that wait must not spin.
+        command.env("OMP_WAIT_POLICY", "passive");
         command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/trainer"));
         command.args("--task layers=layers.hpp --task model=model.cpp --task tests=test_gradients.cpp".split(' '));
         command.args("--steps 30 --batch 4 --context 32 --width 64 --heads 4 --layers 2".split(' '));

@@ -267,6 +267,10 @@ impl Analysis {
             prediction::predict(model.first_order, &projections, examples.max(1.0), sketch_variance.sum::<f64>());
         let mut record = Record { reference: step.task, ..self.publisher.record(kind::PREDICTION, Subject::MODEL) };
         record.flags |= anchor_flag | exact_flag(model.exact, model.slices);
+        if state.refreshed.is_some() {
+            // The path was summed with references at the weights of the moment.
+            record.flags |= flag::REFRESHED;
+        }
         if examples == 0.0 {
             record.flags |= flag::UNSCALED;
         }

@@ -1,0 +1,251 @@
+//! What is kept of earlier tasks, and what is predicted from it: on problems whose answers are known in closed form.
+
+use forgetscope::device::{DType, Memory};
+use forgetscope::ring::{Poll, Reader, Record};
+use forgetscope::scope::schema::{Role, flag, kind, level};
+use forgetscope::scope::{Data, HeadMap, Options, Rule, Scope, Source, TensorSpec, View};
+use forgetscope::sketch::hash::mix;
+
+/// A scope with tensors in host memory, whose gradients and parameters the test sets at will.
+struct Run {
+    scope: Scope,
+    directory: tempfile::TempDir,
+    gradients: Vec<Vec<f32>>,
+    parameters: Vec<Vec<f32>>,
+    step: u64,
+}
+
+impl Run {
+    /// One vector per length, named "t0", "t1", …
+    fn new(lengths: &[usize], options: Options) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let ring_path = Some(directory.path().join("run.ring"));
+        let scope = Scope::open(Options { ring_path, every: 1, threads: 1, ..options }).unwrap();
+        let buffers = || lengths.iter().map(|&length| vec![0.0f32; length]).collect::<Vec<_>>();
+        let (gradients, parameters) = (buffers(), buffers());
+        for (k, (gradient, parameter)) in gradients.iter().zip(&parameters).enumerate() {
+            let mut front = scope.front();
+            let spec = TensorSpec {
+                name: format!("t{k}"),
+                role: Role::Other,
+                layer: Some(k as u32),
+                expert: None,
+                group: 0,
+                numel: gradient.len() as u64,
+                shape: None,
+                heads: HeadMap::WHOLE,
+                flags: 0,
+                replica: 0,
+                tied_to: None,
+                stack: 1,
+            };
+            let id = front.register(spec).unwrap();
+            for (source, buffer) in [(Source::Gradient, gradient), (Source::Parameter, parameter)] {
+                let length = buffer.len() as u64;
+                let view = View { rows: 1, cols: length, row_step: 0, col_step: 1 };
+                // SAFETY: the vectors live as long as the scope and are never resized.
+                let memory = unsafe { Memory::new(buffer.as_ptr().cast(), DType::F32) };
+                front.bind(id, source, Data { memory, view, shape: (length, 1) }, None).unwrap();
+            }
+        }
+        Self { scope, directory, gradients, parameters, step: 0 }
+    }
+
+    /// A step with the gradient that is set, and an update by `apply`.
+    fn step(&mut self, apply: impl FnOnce(&mut [Vec<f32>])) {
+        self.scope.front().step_begin(self.step).unwrap();
+        self.scope.front().gradients_ready(1.0, false).unwrap();
+        apply(&mut self.parameters);
+        self.scope.front().step_end(true).unwrap();
+        self.step += 1;
+        // Keeps the queue short, so that no step is left out on a slow machine.
+        self.scope.flush().unwrap();
+    }
+
+    fn close(self) -> Vec<Record> {
+        let path = self.scope.ring_path().to_owned();
+        self.scope.close();
+        let mut reader = Reader::open(path).unwrap();
+        let mut records = Vec::new();
+        while let Poll::Record(record) = reader.poll().unwrap() {
+            records.push(record);
+        }
+        drop(self.directory);
+        records
+    }
+}
+
+fn model(records: &[Record], kind: u16) -> Vec<&Record> {
+    records.iter().filter(|record| record.kind == kind && record.level == level::MODEL).collect()
+}
+
+fn normal(state: &mut u64) -> f64 {
+    *state += 1;
+    let uniform = |word: u64| ((word >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let (u, v) = (uniform(mix(*state)), uniform(mix(*state ^ 0x5555_5555)));
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+/// L_A = g·D + ½ Σ h D² with batches whose covariance is h/examples: the prediction is the loss, at any distance.
+#[test]
+fn prediction_is_exact_on_a_quadratic() {
+    let p = 64;
+    let curvature: Vec<f64> = (0..p).map(|k| 0.5 + k as f64 / 10.0).collect();
+    let slope: Vec<f64> = (0..p).map(|k| 0.01 * (k as f64 - 30.0)).collect();
+    let examples = 100.0;
+    let mut run = Run::new(&[p], Options::default());
+    run.scope.front().task_begin("a").unwrap();
+    // 2p batches: slope ± a along each axis, so that the unbiased covariance is diagonal with h/examples.
+    let batches = 2.0 * p as f64;
+    for axis in 0..p {
+        for sign in [1.0, -1.0] {
+            let a = (curvature[axis] / examples * (batches - 1.0) / 2.0).sqrt();
+            for k in 0..p {
+                run.gradients[0][k] = (slope[k] + if k == axis { sign * a } else { 0.0 }) as f32;
+            }
+            run.scope.front().reference_add("a", examples as u64, 1.0).unwrap();
+        }
+    }
+    run.scope.front().task_end().unwrap();
+    run.scope.front().task_begin("b").unwrap();
+    let mut state = 5;
+    for _ in 0..6 {
+        run.step(|parameters| parameters[0].iter_mut().for_each(|x| *x += 0.3 * normal(&mut state) as f32));
+    }
+    let parameters = run.parameters[0].clone();
+    let records = run.close();
+    let predictions = model(&records, kind::PREDICTION);
+    assert_eq!(predictions.len(), 6);
+    let last = predictions.last().unwrap();
+    let d: Vec<f64> = parameters.iter().map(|&x| f64::from(x)).collect();
+    let first: f64 = d.iter().zip(&slope).map(|(d, g)| d * g).sum();
+    let second: f64 = d.iter().zip(&curvature).map(|(d, h)| 0.5 * h * d * d).sum();
+    // The slope is known as a mean over fp32 batches; their spread is far larger than it.
+    assert!((last.values[1] - first).abs() < 1e-4 * second, "{last:?} {first}");
+    assert!((last.values[3] - second).abs() < 1e-4 * second, "{last:?} {second}");
+    assert!((last.values[0] - first - second).abs() < 2e-4 * second);
+    assert_eq!(last.flags, flag::EXACT | flag::FROZEN);
+}
+
+/// With references refreshed at the current weights, Σ⟨g_A(θ_t), Δθ_t⟩ follows the true loss through many steps.
+#[test]
+fn refreshed_references_follow_the_true_loss() {
+    let p = 32;
+    let loss = |x: &[f32]| -> f64 { x.iter().map(|&x| f64::from(x).powi(4) / 4.0 + f64::from(x).powi(2)).sum() };
+    let slope = |x: f32| x.powi(3) + 2.0 * x;
+    let mut run = Run::new(&[p], Options::default());
+    run.scope.front().task_begin("a").unwrap();
+    run.scope.front().task_end().unwrap();
+    run.scope.front().task_begin("b").unwrap();
+    let start = loss(&run.parameters[0]);
+    let steps = 200;
+    for step in 0..steps {
+        for k in 0..p {
+            run.gradients[0][k] = slope(run.parameters[0][k]);
+        }
+        for _ in 0..2 {
+            run.scope.front().reference_add("a", 1, 1.0).unwrap();
+        }
+        run.step(|parameters| {
+            for (k, x) in parameters[0].iter_mut().enumerate() {
+                *x += if step < steps / 2 { 0.004 * (k as f32 + 1.0) / 16.0 } else { 0.01 };
+            }
+        });
+    }
+    // One more sampled step sums up to here.
+    let end = loss(&run.parameters[0]);
+    run.step(|_| {});
+    let records = run.close();
+    let last = model(&records, kind::PREDICTION).last().copied().copied().unwrap();
+    assert_eq!(last.flags & flag::REFRESHED, flag::REFRESHED);
+    let (path, truth) = (last.values[4], end - start);
+    // A Riemann sum over steps of size h errs by about half a step's change of slope: below 2 % here.
+    assert!((path / truth - 1.0).abs() < 0.02, "{path} against {truth}");
+    assert_eq!(last.values[7], steps as f64 + 1.0);
+}
+
+/// Without any reference given, the mean over the task's last sampled steps stands in, and the records say so.
+#[test]
+fn trailing_references_stand_in() {
+    let p = 512;
+    let mut run = Run::new(&[p], Options { window: 8, ..Options::default() });
+    let direction = |k: usize, sign: f32| sign * if k.is_multiple_of(2) { 1.0 } else { 0.5 };
+    run.scope.front().task_begin("a").unwrap();
+    for step in 0..20 {
+        // The first twelve steps point elsewhere: a window of eight has forgotten them.
+        for k in 0..p {
+            run.gradients[0][k] = if step < 12 { k as f32 } else { direction(k, 1.0) };
+        }
+        run.step(|_| {});
+    }
+    run.scope.front().task_end().unwrap();
+    run.scope.front().task_begin("b").unwrap();
+    for k in 0..p {
+        run.gradients[0][k] = direction(k, -3.0);
+    }
+    run.step(|parameters| parameters[0][0] += 1.0);
+    let records = run.close();
+    let last = model(&records, kind::INTERFERENCE).last().copied().copied().unwrap();
+    assert!((last.values[0] + 1.0).abs() < 1e-6, "opposite to the trailing mean: {last:?}");
+    assert_eq!(last.flags, flag::TRAILING);
+    let last = model(&records, kind::PREDICTION).last().copied().copied().unwrap();
+    assert_eq!(last.flags, flag::TRAILING | flag::EXACT | flag::UNSCALED, "drift is exact, the batch size unknown");
+}
+
+/// Mini-batches at a signal-to-noise ratio of .02 whose means have the cosine −.30, through the whole instrument.
+#[test]
+fn noise_correction_finds_a_planted_cosine() {
+    let p = 8192;
+    let mut run = Run::new(&[p], Options::default());
+    let noise = (1.0 / (0.02 * p as f64)).sqrt();
+    let (mut x, mut y) = (vec![0.0; p], vec![0.0; p]);
+    (x[0], y[0], y[1]) = (1.0, -0.3, (1.0f64 - 0.09).sqrt());
+    let mut state = 11;
+    let mut sample = |mean: &[f64], out: &mut [f32]| {
+        out.iter_mut().zip(mean).for_each(|(out, mean)| *out = (mean + noise * normal(&mut state)) as f32);
+    };
+    run.scope.front().task_begin("a").unwrap();
+    for _ in 0..64 {
+        sample(&y, &mut run.gradients[0]);
+        run.scope.front().reference_add("a", 1, 1.0).unwrap();
+    }
+    run.scope.front().task_end().unwrap();
+    run.scope.front().task_begin("b").unwrap();
+    for _ in 0..64 {
+        sample(&x, &mut run.gradients[0]);
+        run.step(|_| {});
+    }
+    let records = run.close();
+    let corrected = model(&records, kind::CORRECTED);
+    assert_eq!(corrected.len(), 8, "every eighth sampled step");
+    let last = corrected.last().unwrap();
+    let [cosine, error, ..] = last.values;
+    assert_eq!((last.values[8], last.values[9]), (64.0, 64.0));
+    assert!((cosine + 0.30).abs() < 3.0 * error && error < 0.25, "{cosine} ± {error}");
+    // One step against the mean of 64: shrunk to −.30·√(.02/1.02)·√(1.28/2.28), about −.03.
+    let plain: f64 = model(&records, kind::INTERFERENCE).iter().map(|r| r.values[0]).sum::<f64>() / 64.0;
+    assert!(plain.abs() < 0.06, "{plain}");
+}
+
+/// Rules choose tensors and frequencies; records say when not everything was measured.
+#[test]
+fn tensors_are_selected_by_rules() {
+    let rule = |tensors: &str, every| Rule { tensors: tensors.into(), every: Some(every), ..Rule::default() };
+    let options = Options { select: vec![rule("t1", 3), rule("t2", 0)], ..Options::default() };
+    let mut run = Run::new(&[300, 300, 300], options);
+    run.scope.front().task_begin("a").unwrap();
+    for _ in 0..6 {
+        run.gradients.iter_mut().for_each(|g| g.fill(1.0));
+        run.step(|_| {});
+    }
+    let records = run.close();
+    let measured = |tensor: u32| {
+        let of = records.iter().filter(|r| r.kind == kind::GRADIENT && r.level == level::TENSOR && r.tensor == tensor);
+        of.map(|r| r.step).collect::<Vec<_>>()
+    };
+    assert_eq!((measured(0), measured(1), measured(2)), (vec![0, 1, 2, 3, 4, 5], vec![0, 3], vec![]));
+    for record in model(&records, kind::STEP) {
+        assert_eq!(record.flags, flag::PARTIAL, "t2 is never measured");
+        assert_eq!(record.values[4], if record.step.is_multiple_of(3) { 600.0 } else { 300.0 });
+    }
+}
