@@ -3,7 +3,7 @@
 use forgetscope::device::{DType, Memory};
 use forgetscope::ring::{Poll, Reader, Record};
 use forgetscope::scope::schema::{Role, flag, kind, level};
-use forgetscope::scope::{Data, HeadMap, Options, Rule, Scope, Source, TensorSpec, View};
+use forgetscope::scope::{Data, HeadMap, Options, Rule, Scope, Shard, Source, TensorSpec, View};
 use forgetscope::sketch::hash::mix;
 
 /// A scope with tensors in host memory, whose gradients and parameters the test sets at will.
@@ -248,4 +248,38 @@ fn tensors_are_selected_by_rules() {
         assert_eq!(record.flags, flag::PARTIAL, "t2 is never measured");
         assert_eq!(record.values[4], if record.step.is_multiple_of(3) { 600.0 } else { 300.0 });
     }
+}
+
+/// A reference whose bindings changed shape is given up and counted; snapshots that do not cover are not compared with.
+#[test]
+fn what_no_longer_fits_is_dropped_and_said() {
+    let mut run = Run::new(&[1000], Options::default());
+    let bind = |run: &Run, start: u64, end: u64| {
+        let view = View { rows: 1, cols: end - start, row_step: 0, col_step: 1 };
+        let shard = Some(Shard { offset: start, length: end - start, step: end - start, runs: 1 });
+        for (source, buffer) in [(Source::Gradient, &run.gradients[0]), (Source::Parameter, &run.parameters[0])] {
+            // SAFETY: the vectors live as long as the scope, and the range lies inside.
+            let memory = unsafe { Memory::new(buffer[start as usize..].as_ptr().cast(), DType::F32) };
+            run.scope.front().bind(0, source, Data { memory, view, shape: (end - start, 1) }, shard).unwrap();
+        }
+    };
+    run.gradients[0].fill(1.0);
+    bind(&run, 0, 400);
+    run.scope.front().task_begin("a").unwrap();
+    run.scope.front().reference_add("a", 1, 1.0).unwrap();
+    bind(&run, 0, 600);
+    run.scope.front().reference_add("a", 1, 1.0).unwrap();
+    bind(&run, 0, 400);
+    run.scope.front().task_end().unwrap();
+    run.scope.front().task_begin("b").unwrap();
+    bind(&run, 0, 500);
+    run.step(|parameters| parameters[0].fill(2.0));
+    let records = run.close();
+    let faults = model(&records, kind::FAULT);
+    assert_eq!((faults.len(), faults[0].values[0]), (1, 5.0));
+    let interference = model(&records, kind::INTERFERENCE)[0];
+    assert_eq!(interference.flags & flag::EXACT, 0, "{interference:?}");
+    // From the sketch, which is exact for so short a tensor: ⟨1₅₀₀, (2·1₄₀₀ + 1·1₂₀₀ on 400..600)/2⟩ = 400 + 50.
+    assert!((interference.values[2] - 450.0).abs() < 1e-9, "{interference:?}");
+    assert!(model(&records, kind::DRIFT).is_empty(), "the snapshot knows nothing of 400..500");
 }

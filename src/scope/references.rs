@@ -40,12 +40,10 @@ impl Front {
         });
         let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
         let device = &*self.device;
-        let non_finite = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
+        let found = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
         reference.count_batch();
         let batches = reference.batches;
-        if non_finite > 0 {
-            self.fault(Fault::NonFinite);
-        }
+        self.report(found);
         self.drain.send(Message::Reference(Box::new(ReferenceBatch {
             task,
             step: self.step.number,
@@ -78,12 +76,22 @@ impl Front {
             self.catalog.read(measured, &binding, &mut reads);
             let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
             let device = &*self.device;
-            accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
+            let found = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
+            self.report(found);
         }
         batch.fed.resize(self.catalog.tensors.len(), false);
         batch.fed[tensor as usize] = true;
         self.pending = Some(batch);
         Ok(())
+    }
+
+    fn report(&self, found: Accumulated) {
+        if found.non_finite > 0 {
+            self.fault(Fault::NonFinite);
+        }
+        if found.dropped {
+            self.fault(Fault::Dropped);
+        }
     }
 
     /// The batch of `task` that is being fed, or a new one.
@@ -154,7 +162,14 @@ fn reference<'a>(task: &'a mut super::task::Task, batch: &PendingBatch) -> &'a m
     slot.get_or_insert_default()
 }
 
-/// Adds gradients to a reference. Returns how many values were not finite.
+/// What went wrong while gradients were added.
+struct Accumulated {
+    non_finite: u64,
+    /// An exact sum did not cover the indices of this batch and was given up.
+    dropped: bool,
+}
+
+/// Adds gradients to a reference.
 fn accumulate(
     catalog: &Catalog,
     device: &dyn Device,
@@ -163,7 +178,8 @@ fn accumulate(
     batch: &mut PendingBatch,
     reads: Vec<Option<SliceRead<'_>>>,
     scale: f64,
-) -> u64 {
+) -> Accumulated {
+    let mut dropped = false;
     reference.sums.resize_with(catalog.slices.len(), || None);
     batch.begun.resize(catalog.slices.len(), false);
     let is_first_batch = reference.batches == 0;
@@ -182,6 +198,7 @@ fn accumulate(
         // A sum over other indices cannot take this batch: without it the mean would be wrong.
         if let Some(old) = sum.take_if(|sum| !sum.span.contains(span)) {
             budget.release([old]);
+            dropped = true;
         }
         let sum = sum.as_mut().map(|sum| {
             let start = (span.start - sum.span.start) as usize;
@@ -190,5 +207,5 @@ fn accumulate(
         jobs.push(AccumulateJob { read, scale: scale as f32, sum, sketch, sums: GradientSums::default() });
     }
     device.accumulate(&mut jobs);
-    jobs.iter().map(|job| job.sums.non_finite).sum()
+    Accumulated { non_finite: jobs.iter().map(|job| job.sums.non_finite).sum(), dropped }
 }

@@ -243,13 +243,17 @@ impl Measured {
         let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
         let mut slices = Vec::new();
         let mut jobs = Vec::new();
+        // Each job's exact references, of which the sums of squares are needed again below.
+        let mut exact: Vec<Vec<Option<f64>>> = Vec::new();
         for ((slice, read), sketch) in reads.into_iter().enumerate().zip(catalog.split(&mut sums.sketch)) {
             let Some(read) = read else { continue };
-            let references = earlier.iter().map(|task| task.kept_reference(slice).map(Exact::kept));
+            let span = Span::of(read.segments);
+            let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, span)).collect();
             slices.push(slice);
+            exact.push(references.iter().map(|kept| kept.map(|kept| kept.squares)).collect());
             jobs.push(GradientJob {
                 read,
-                references: references.collect(),
+                references: references.into_iter().map(|kept| kept.map(Exact::kept)).collect(),
                 sketch,
                 sums: GradientSums::default(),
                 pairs: vec![PairSums::default(); earlier.len()],
@@ -257,12 +261,12 @@ impl Measured {
         }
         device.gradients(&mut jobs);
         let results: Vec<_> = jobs.into_iter().map(|job| (job.sums, job.pairs)).collect();
-        for (slice, (found, pairs)) in slices.into_iter().zip(results) {
+        for ((slice, squares), (found, pairs)) in slices.into_iter().zip(exact).zip(results) {
             *sums.gradients[slice].get_or_insert_default() += found;
-            for ((reference, pair), task) in sums.references.iter_mut().zip(pairs).zip(&earlier) {
-                if let Some(exact) = task.kept_reference(slice) {
+            for ((reference, pair), squares) in sums.references.iter_mut().zip(pairs).zip(squares) {
+                if let Some(reference_squares) = squares {
                     let total = reference.pairs[slice]
-                        .get_or_insert(ExactPair { sums: PairSums::default(), reference_squares: exact.squares });
+                        .get_or_insert(ExactPair { sums: PairSums::default(), reference_squares });
                     total.sums += pair;
                 }
             }
@@ -302,13 +306,15 @@ impl Measured {
         copies.resize_with(slices, || None);
         let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
         // Slices without an exact copy or snapshot need the sketch of the parameters themselves.
-        let sketched: Vec<bool> = (0..slices)
-            .map(|slice| {
-                copies[slice].is_none()
-                    || earlier.iter().any(|task| task.snapshot.is_some() && task.kept_snapshot(slice).is_none())
+        let needs_sketch = |(slice, read): (usize, &Option<SliceRead>)| {
+            read.is_some_and(|read| {
+                let span = Span::of(read.segments);
+                let lacks = |task: &&Task| task.snapshot.is_some() && task.kept_snapshot(slice, span).is_none();
+                copies[slice].is_none() || earlier.iter().any(lacks)
             })
-            .collect();
-        let wanted = reads.iter().zip(&sketched).any(|(read, sketched)| read.is_some() && *sketched);
+        };
+        let sketched: Vec<bool> = reads.iter().enumerate().map(needs_sketch).collect();
+        let wanted = sketched.contains(&true);
         sums.weights_after = vec![0.0; if wanted { catalog.buckets } else { 0 }];
         sums.update_sketch = vec![0.0; catalog.buckets];
         let mut drift_sketches: Vec<_> = Vec::with_capacity(earlier.len());
@@ -324,12 +330,16 @@ impl Measured {
         for (((slice, (read, copy)), sketch), update_sketch) in parts {
             let drift: Vec<_> = drift_sketches.iter_mut().map(|parts| parts.next().unwrap_or_default()).collect();
             let Some(read) = read else { continue };
-            let tasks = earlier.iter().zip(drift).map(|(task, drift_sketch)| TaskJob {
-                reference: task.kept_reference(slice).map(Exact::kept),
-                anchor: task.kept_anchor(slice),
-                snapshot: task.kept_snapshot(slice).map(Exact::kept),
-                drift_sketch: if task.kept_snapshot(slice).is_some() { drift_sketch } else { &mut [] },
-                ..TaskJob::default()
+            let span = Span::of(read.segments);
+            let tasks = earlier.iter().zip(drift).map(|(task, drift_sketch)| {
+                let snapshot = task.kept_snapshot(slice, span).map(Exact::kept);
+                TaskJob {
+                    reference: task.kept_reference(slice, span).map(Exact::kept),
+                    anchor: task.kept_anchor(slice, span).map(Exact::kept),
+                    snapshot,
+                    drift_sketch: if snapshot.is_some() { drift_sketch } else { &mut [] },
+                    ..TaskJob::default()
+                }
             });
             // A binding that took other elements since then has nothing to compare with.
             let copy = copy.as_mut().filter(|before| before.exact.span == Span::of(read.segments)).map(|before| {
@@ -338,7 +348,7 @@ impl Measured {
             });
             let sketch = if sketched[slice] { sketch } else { &mut [] };
             let update_sketch = if copy.is_some() { update_sketch } else { &mut [] };
-            measured.push(slice);
+            measured.push((slice, span));
             let (tasks, update) = (tasks.collect(), UpdateSums::default());
             jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks, update });
         }
@@ -351,17 +361,17 @@ impl Measured {
                 (job.update, exact, tasks)
             })
             .collect();
-        for (slice, (found, exact, found_tasks)) in measured.into_iter().zip(results) {
+        for ((slice, span), (found, exact, found_tasks)) in measured.into_iter().zip(results) {
             let tensor = &catalog.tensors[catalog.slices[slice].tensor as usize];
             let mantissa_bits = tensor.parameters().map_or(23, |binding| binding.mantissa_bits());
             sums.updates[slice] = Some(UpdateStep { sums: found, exact, mantissa_bits });
             for ((reference, task), (pair, drift)) in sums.references.iter_mut().zip(&earlier).zip(found_tasks) {
                 reference.updates[slice] = task
-                    .kept_reference(slice)
+                    .kept_reference(slice, span)
                     .filter(|_| exact)
                     .map(|kept| ExactPair { sums: pair, reference_squares: kept.squares });
-                let anchored = task.kept_anchor(slice).is_some();
-                let kept = task.kept_snapshot(slice).is_some();
+                let anchored = task.kept_anchor(slice, span).is_some();
+                let kept = task.kept_snapshot(slice, span).is_some();
                 reference.drifts[slice] = kept.then_some(DriftStep { sums: drift, anchored });
             }
         }
@@ -397,10 +407,12 @@ fn move_on(
     let parts = catalog.split(&mut weights);
     for (((slice, read), copy), sketch) in reads.into_iter().enumerate().zip(copies.iter_mut()).zip(parts) {
         let Some(read) = read else { continue };
+        let span = Span::of(read.segments);
         let sketch = if copy.is_none() { sketch } else { &mut [] };
-        let tasks = earlier
-            .iter()
-            .map(|task| TaskJob { reference: task.kept_reference(slice).map(Exact::kept), ..TaskJob::default() });
+        let tasks = earlier.iter().map(|task| TaskJob {
+            reference: task.kept_reference(slice, span).map(Exact::kept),
+            ..TaskJob::default()
+        });
         let copy = copy.as_mut().map(|before| {
             let compare = std::mem::replace(&mut before.known, true);
             Copy { span: before.exact.span, values: &mut before.exact.values, compare, replace: true }

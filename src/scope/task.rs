@@ -2,7 +2,7 @@
 
 use super::message::{Origin, TaskId};
 use super::storage::{Budget, Exact};
-use crate::device::{Device, Kept};
+use crate::device::{Device, Span};
 
 /// An exact reference: per slice the sum of batch gradients, where the budget allowed to keep it.
 #[derive(Debug, Default)]
@@ -102,20 +102,25 @@ impl Task {
         self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.measure(device));
     }
 
-    /// Exact reference of now for a slice.
-    pub fn kept_reference(&self, slice: usize) -> Option<&Exact> {
-        self.reference()?.sums.get(slice)?.as_ref()
+    /// Exact reference of now over the indices `span` of a slice.
+    pub fn kept_reference(&self, slice: usize, span: Span) -> Option<&Exact> {
+        kept(&self.reference()?.sums, slice, span)
     }
 
-    /// Exact reference at the snapshot for a slice.
-    pub fn kept_anchor(&self, slice: usize) -> Option<Kept<'_>> {
-        Some(self.frozen.as_ref()?.sums.get(slice)?.as_ref()?.kept())
+    /// Exact reference at the snapshot over the indices `span` of a slice.
+    pub fn kept_anchor(&self, slice: usize, span: Span) -> Option<&Exact> {
+        kept(&self.frozen.as_ref()?.sums, slice, span)
     }
 
-    /// Exact snapshot of a slice.
-    pub fn kept_snapshot(&self, slice: usize) -> Option<&Exact> {
-        self.snapshot.as_ref()?.get(slice)?.as_ref()
+    /// Exact snapshot over the indices `span` of a slice.
+    pub fn kept_snapshot(&self, slice: usize, span: Span) -> Option<&Exact> {
+        kept(self.snapshot.as_ref()?, slice, span)
     }
+}
+
+/// What is kept of a slice, if it covers all that is looked at: bindings may have changed since it was taken.
+fn kept(list: &[Option<Exact>], slice: usize, span: Span) -> Option<&Exact> {
+    list.get(slice)?.as_ref().filter(|exact| exact.span.contains(span))
 }
 
 /// The tasks of a scope.
