@@ -56,6 +56,8 @@ pub struct Heads {
     pub looked_at: usize,
     /// Heads whose mean cosine is below −`threshold` null errors, the most negative first.
     pub opposing: Vec<Head>,
+    /// How many heads are above as many null errors.
+    pub along: usize,
     /// Null errors that chance exceeds in 5 % of runs with as many heads.
     pub threshold: f64,
 }
@@ -176,10 +178,11 @@ fn outcome(data: &Data) -> Outcome {
 fn opposing(task: u16, all: Vec<Head>) -> Heads {
     let looked_at = all.len();
     let threshold = threshold(looked_at);
+    let along = all.iter().filter(|head| head.cosine > threshold * head.null_error).count();
     let mut opposing = all;
     opposing.retain(|head| head.cosine < -threshold * head.null_error);
     opposing.sort_by(|a, b| a.cosine.total_cmp(&b.cosine));
-    Heads { task, looked_at, opposing, threshold }
+    Heads { task, looked_at, opposing, along, threshold }
 }
 
 fn drift(data: &Data, reference: u16) -> Option<LayerDrift> {

@@ -98,6 +98,7 @@ fn evidence(data: &Data, loss: &Loss) -> String {
     };
     let series = match (loss.evaluations, loss.worse) {
         (1, _) => "this rests on a single evaluation".into(),
+        (2, 2) => "both evaluations since then are worse than that one".into(),
         (n, worse) if n == worse => format!("all {n} evaluations since then are worse than that one"),
         (n, worse) => format!("{worse} of {n} evaluations since then are worse than that one"),
     };
@@ -181,17 +182,24 @@ fn heads_in_words(data: &Data, reference: &str, heads: &Heads) -> String {
             )
         })
         .collect();
+    let along = match heads.along {
+        0 => "none went along with it by as much".into(),
+        1 => "one went along with it by as much".into(),
+        n => format!("{n} went along with it by as much"),
+    };
+    let opposing = heads.opposing.len();
     match &list[..] {
-        [] => format!("While {task} was trained, none of {n} heads opposed {reference} by more than {bound}."),
+        [] => format!("While {task} was trained, none of {n} heads opposed {reference} by more than {bound}; {along}."),
         [only] => {
-            format!("While {task} was trained, one of {n} heads opposed {reference} by more than {bound}: {only}.")
+            format!(
+                "While {task} was trained, one of {n} heads opposed {reference} by more than {bound}: {only}; {along}."
+            )
         }
         several => {
-            let strongest = if several.len() < heads.opposing.len() { ", most of all " } else { ": " };
+            let strongest = if several.len() < opposing { ", most of all " } else { ": " };
+            let list = several.join(", ");
             format!(
-                "While {task} was trained, {} of {n} heads opposed {reference} by more than {bound}{strongest}{}.",
-                heads.opposing.len(),
-                several.join(", ")
+                "While {task} was trained, {opposing} of {n} heads opposed {reference} by more than {bound}{strongest}{list}; {along}."
             )
         }
     }
@@ -281,8 +289,11 @@ mod tests {
 
     #[test]
     fn heads_are_named_only_beyond_chance() {
-        let heads = Heads { task: 1, looked_at: 64, opposing: vec![], threshold: 3.36 };
-        assert!(heads_in_words(&data(), "legal", &heads).contains("none of 64 heads opposed legal"));
+        let heads = Heads { task: 1, looked_at: 64, opposing: vec![], along: 0, threshold: 3.36 };
+        let said = heads_in_words(&data(), "legal", &heads);
+        assert!(
+            said.contains("none of 64 heads opposed legal") && said.ends_with("; none went along with it by as much.")
+        );
         let key = HeadKey { role: 3, layer: 2, head: 1 };
         let head = Head { key, cosine: -0.42, null_error: 0.03, steps: 20 };
         let said = heads_in_words(&data(), "legal", &Heads { opposing: vec![head], ..heads });

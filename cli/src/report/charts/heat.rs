@@ -33,7 +33,7 @@ const TOP: f64 = 22.0;
 
 /// Cells are as large as a map of a readable width allows.
 pub fn cell_size(layers: u32, heads: u32) -> f64 {
-    let wide = 196.0 / f64::from(heads.max(1));
+    let wide = 172.0 / f64::from(heads.max(1));
     let high = 420.0 / f64::from(layers.max(1));
     wide.min(high).clamp(4.0, 40.0)
 }

@@ -10,8 +10,8 @@ use crate::report::words::figure;
 
 /// More points than this are averaged in groups: there are no more pixels.
 const MOST_POINTS: usize = 360;
-/// Up to so many points of a series are marked and say their value.
-const MARKED: usize = 64;
+/// Up to so many points of a figure are marked and say their value.
+const MARKED: usize = 400;
 
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,8 @@ impl Lines<'_> {
                 @if let Some(level) = self.level {
                     line.level x1=(px(size.left)) x2=(px(size.width - size.right)) y1=(px(y.at(level))) y2=(px(y.at(level))) {}
                 }
-                @for (series, points) in &series { (line(series, points, &x, &y)) }
+                @let is_marked = points().count() <= MARKED;
+                @for (series, points) in &series { (line(series, points, is_marked, &x, &y)) }
                 (names(&series, &size, &x, &y))
             }
         }
@@ -96,7 +97,7 @@ impl Lines<'_> {
     }
 }
 
-fn line(series: &Series, points: &[(f64, f64)], x: &Scale, y: &Scale) -> Markup {
+fn line(series: &Series, points: &[(f64, f64)], is_marked: bool, x: &Scale, y: &Scale) -> Markup {
     let paint = &series.paint.0;
     let class = match series.stroke {
         Stroke::Solid => "line",
@@ -105,7 +106,7 @@ fn line(series: &Series, points: &[(f64, f64)], x: &Scale, y: &Scale) -> Markup 
         Stroke::Dotted => "line dotted",
         Stroke::Points => "line none",
     };
-    let is_marked = points.len() <= MARKED && series.stroke != Stroke::Bold;
+    let is_marked = is_marked && series.stroke != Stroke::Bold;
     let radius = match series.stroke {
         Stroke::Points => "3",
         _ => "1.7",

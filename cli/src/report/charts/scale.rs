@@ -25,8 +25,15 @@ impl Scale {
         self.range.0 + (value - low) / (high - low) * (self.range.1 - self.range.0)
     }
 
-    /// About `count` round values within the domain: 1, 2 or 5 times a power of ten apart.
+    /// About `count` round values within the domain, 1, 2 or 5 times a power of ten apart; at least three, since fewer
+    /// do not show a scale.
     pub fn ticks(&self, count: usize) -> Vec<f64> {
+        let finer = (count.max(1)..).step_by(count.max(1)).take(5).map(|count| self.ticks_of(count));
+        let all: Vec<Vec<f64>> = finer.collect();
+        all.iter().find(|ticks| ticks.len() >= 3).or(all.last()).cloned().unwrap_or_default()
+    }
+
+    fn ticks_of(&self, count: usize) -> Vec<f64> {
         let (low, high) = self.domain;
         let step = step(high - low, count);
         let (first, last) = ((low / step - 1e-9).ceil(), (high / step + 1e-9).floor());
@@ -106,6 +113,7 @@ mod tests {
         let ticks = |low, high, count| Scale::new((low, high), (0.0, 1.0)).ticks(count);
         assert_eq!(ticks(0.0, 10.0, 5), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
         assert_eq!(ticks(-0.42, 0.21, 4), [-0.4, -0.2, 0.0, 0.2]);
+        assert_eq!(ticks(319.0, 479.0, 2), [350.0, 400.0, 450.0], "one tick is no scale");
         for (low, high) in [(1.7, 2.9), (-1e-6, 3e-6), (0.0, 123_456.0), (1e9, 1.1e9)] {
             let found = ticks(low, high, 5);
             assert!((2..=12).contains(&found.len()), "{low} {high}: {found:?}");

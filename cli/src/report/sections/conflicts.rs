@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 
-use super::{Part, between, missing, of_reference, stretches};
+use super::{Part, between, missing, of_reference, stretches, width_of};
 use crate::report::charts::Paint;
 use crate::report::charts::lines::{Band, Lines, Series, Stroke};
 use crate::report::data::{Conflict, Data};
@@ -48,29 +48,46 @@ pub fn section(data: &Data) -> Markup {
         },
         body: html! {
             div.pair { @for (reference, roles) in &shown {
-                (of_reference(data, *reference, &format!("against {}", data.task(*reference)), chart(data, *reference, roles)))
+                (of_reference(data, *reference, &format!("against {}", data.task(*reference)), chart(data, *reference, roles, width_of(shown.len()))))
             } }
         },
     }
     .draw()
 }
 
-/// The role that conflicts most in the latest step, if that is outside its band.
+/// The role that conflicts most while the last task is trained, if any does more than fair signs would.
 fn title(data: &Data, shown: &BTreeMap<u16, Roles>) -> String {
-    let latest = shown.iter().flat_map(|(reference, roles)| {
-        roles.iter().filter_map(|(role, series)| Some((*reference, *role, *series.last()?)))
+    let begin = data.spans.last().map_or(0, |span| span.begin);
+    let task = data.spans.last().map_or_else(|| "the last task".into(), |span| data.task(span.task));
+    let conflicting = shown.iter().flat_map(|(reference, roles)| {
+        roles.iter().filter_map(move |(role, series)| Some((*reference, *role, conflicting(series, begin)?)))
     });
-    let beyond = latest.filter(|(.., conflict)| conflict.fraction > 0.5 + half_width(conflict.active));
-    match beyond.max_by(|a, b| a.2.fraction.total_cmp(&b.2.fraction)) {
-        Some((reference, role, conflict)) => {
-            let (role, task) = (data.catalog.names.role(role), data.task(reference));
+    match conflicting.max_by(|a, b| a.2.total_cmp(&b.2)) {
+        Some((reference, role, mean)) => {
+            let (role, reference) = (data.catalog.names.role(role), data.task(reference));
             format!(
-                "Signs conflict most in {role}: {} of its coordinates oppose {task} at the last step",
-                percent(conflict.fraction)
+                "Signs conflict most in {role}: while {task} is trained, {} of its coordinates oppose {reference} on average",
+                percent(mean)
             )
         }
-        None => "At the last step no role conflicts more than fair signs would".into(),
+        None => format!("While {task} is trained, no role conflicts more than fair signs would"),
     }
+}
+
+/// The mean share from a step on, if it is above one half by more than fair signs do in a single step, and by more than
+/// two standard errors as the steps themselves scatter.
+fn conflicting(series: &[Conflict], begin: u64) -> Option<f64> {
+    let since = series.iter().filter(|conflict| conflict.step >= begin && conflict.fraction.is_finite());
+    let (shares, widths): (Vec<f64>, Vec<f64>) =
+        since.map(|conflict| (conflict.fraction, half_width(conflict.active))).unzip();
+    let n = shares.len() as f64;
+    if n < 4.0 {
+        return None;
+    }
+    let mean = shares.iter().sum::<f64>() / n;
+    let variance = shares.iter().map(|share| (share - mean) * (share - mean)).sum::<f64>() / (n - 1.0);
+    let bound = (widths.iter().sum::<f64>() / n).max(2.0 * (variance / n).sqrt());
+    (mean - 0.5 > bound).then_some(mean)
 }
 
 /// Two standard errors of the share under fair signs.
@@ -78,7 +95,7 @@ fn half_width(active: f64) -> f64 {
     2.0 * 0.5 / active.sqrt()
 }
 
-fn chart(data: &Data, reference: u16, roles: &Roles) -> Markup {
+fn chart(data: &Data, reference: u16, roles: &Roles, width: f64) -> Markup {
     let names = &data.catalog.names;
     let order = |role: u16| SHOWN.iter().position(|shown| *shown == names.role(role)).unwrap_or(0);
     let series = roles.iter().map(|(&role, conflicts)| Series {
@@ -101,5 +118,26 @@ fn chart(data: &Data, reference: u16, roles: &Roles) -> Markup {
     let band = Band { points: points.collect(), paint: None };
     let stretches = stretches(data, Some(reference));
     let (y_name, level) = ("share of coordinates in conflict", Some(0.5));
-    Lines { y_name, width: 460.0, height: 260.0, series: series.collect(), stretches: &stretches, band, level }.draw()
+    Lines { y_name, width, height: 260.0, series: series.collect(), stretches: &stretches, band, level }.draw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(shares: [f64; 4]) -> Vec<Conflict> {
+        shares
+            .iter()
+            .enumerate()
+            .map(|(step, &fraction)| Conflict { step: step as u64, fraction, active: 1e4 })
+            .collect()
+    }
+
+    #[test]
+    fn one_step_does_not_make_a_conflict() {
+        assert_eq!(conflicting(&series([0.5, 0.5, 0.49, 0.6]), 0), None, "the steps scatter more than that");
+        assert_eq!(conflicting(&series([0.505; 4]), 0), None, "fair signs do as much");
+        assert_eq!(conflicting(&series([0.55; 4]), 0), Some(0.55));
+        assert_eq!(conflicting(&series([0.55; 4]), 1), None, "too few steps");
+    }
 }

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Part, missing, of_reference};
+use super::{Part, missing, of_reference, width_of};
 use crate::format::number;
 use crate::report::charts::intervals::{Row, draw};
 use crate::report::data::{Corrected, Data};
@@ -32,7 +32,7 @@ pub fn section(data: &Data) -> Markup {
                 @let latest = found.values().max_by_key(|corrected| corrected.step);
                 @let sizes = latest.map_or_else(String::new, |c| format!(": n = {} steps, {} batches, at step {}", number(c.steps), number(c.batches), c.step));
                 @let rows: Vec<Row> = found.iter().map(|(layer, corrected)| row(*layer, corrected)).collect();
-                (of_reference(data, reference, &format!("against {}{sizes}", data.task(reference)), draw(&rows, 460.0, "noise-corrected cosine")))
+                (of_reference(data, reference, &format!("against {}{sizes}", data.task(reference)), draw(&rows, width_of(data.corrected.len()), "noise-corrected cosine")))
             } }
         },
     }
@@ -53,6 +53,9 @@ fn title(data: &Data) -> String {
     let along = count(|verdict| matches!(verdict, Verdict::Signed { value, .. } if *value > 0.0));
     let open = verdicts.len() - against - along;
     let task = data.task(reference);
+    if open == verdicts.len() {
+        return format!("No layer works against {task} or in its favour by more than noise could");
+    }
     let some = |n: usize| if n == 0 { "none".into() } else { n.to_string() };
     let (against, along, open) = (some(against), some(along), some(open));
     format!(

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Part, between, missing, of_reference, stretches};
+use super::{Part, between, missing, of_reference, stretches, width_of};
 use crate::report::charts::Paint;
 use crate::report::charts::lines::{Band, Lines, Series, Stroke};
 use crate::report::data::{Data, Drift};
@@ -40,7 +40,8 @@ pub fn section(data: &Data) -> Markup {
             div.pair { @for (&reference, layers) in &data.drift {
                 @let series = series(layers.iter().map(|(layer, series)| (*layer, &series[..])));
                 @let stretches = stretches(data, Some(reference));
-                @let lines = Lines { y_name: "relative drift", width: 460.0, height: 260.0, series, stretches: &stretches, band: Band::default(), level: Some(0.0) };
+                @let width = width_of(data.drift.len());
+                @let lines = Lines { y_name: "relative drift", width, height: 260.0, series, stretches: &stretches, band: Band::default(), level: Some(0.0) };
                 (of_reference(data, reference, &format!("since {} ended", data.task(reference)), lines.draw()))
             } }
         },

@@ -76,6 +76,11 @@ fn of_reference(data: &Data, reference: u16, caption: &str, figure: Markup) -> M
     }
 }
 
+/// The width of each of `n` figures: two stand side by side, one has the page for itself.
+fn width_of(n: usize) -> f64 {
+    if n == 1 { 920.0 } else { 460.0 }
+}
+
 /// When tasks were trained, for the axis of a figure. `after`: only from the end of that task on.
 fn stretches(data: &Data, after: Option<u16>) -> Vec<Stretch> {
     let last = data.steps.last.unwrap_or(0);

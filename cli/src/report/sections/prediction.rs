@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Part, between, missing, of_reference, stretches};
+use super::{Part, between, missing, of_reference, stretches, width_of};
 use crate::report::charts::Paint;
 use crate::report::charts::lines::{Band, Lines, Series, Stroke};
 use crate::report::data::{Data, Prediction};
@@ -91,15 +91,8 @@ fn chart(data: &Data, reference: u16, predictions: &[Prediction]) -> Markup {
         },
     ];
     let stretches = stretches(data, Some(reference));
+    let width = width_of(data.predictions.len());
     let band = Band { points: band.collect(), paint: Some(Paint::category(0)) };
-    Lines {
-        y_name: "change of loss",
-        width: 460.0,
-        height: 260.0,
-        series: all,
-        stretches: &stretches,
-        band,
-        level: Some(0.0),
-    }
-    .draw()
+    Lines { y_name: "change of loss", width, height: 260.0, series: all, stretches: &stretches, band, level: Some(0.0) }
+        .draw()
 }
