@@ -116,13 +116,17 @@ pub(super) unsafe fn host_tensor(tensor: *const fgs_dltensor) -> Outcome<HostTen
     if numel.is_none_or(|numel| numel > 1 << 48) {
         return Err(Failure::invalid("tensor.shape: more than 2^48 elements"));
     }
-    let mut dense = 1i64;
+    if numel == Some(0) {
+        // There are no elements to find, and the product of the other dimensions may be anything.
+        (dims.count, dims.shape[0]) = (1, 0);
+    }
+    let count = dims.count;
+    let mut dense = 1;
     for k in (0..count).rev() {
         dims.strides[k] = dense;
-        // Cannot overflow unless a dimension is zero, and then there are no elements to find.
-        dense = dense.wrapping_mul(dims.shape[k]);
+        dense *= dims.shape[k];
     }
-    if !tensor.strides.is_null() && count > 0 {
+    if !tensor.strides.is_null() && numel != Some(0) {
         // SAFETY: `ndim` values are readable, says the caller.
         dims.strides[..count].copy_from_slice(unsafe { std::slice::from_raw_parts(tensor.strides, count) });
         let bad = (0..count).find(|&k| dims.shape[k] > 1 && dims.strides[k] <= 0);

@@ -256,8 +256,9 @@ impl Front {
     /// A loss or another metric of a task, as the trainer measured it now.
     pub fn evaluation(&mut self, task: &str, metric: &str, value: f64, higher_is_better: bool) -> Result<()> {
         let known = self.metrics.iter().position(|known| known.name == metric);
-        if known.is_some_and(|id| self.metrics[id].higher_is_better != higher_is_better) {
-            return Err(invalid!("higher_is_better: metric '{metric}' was recorded with the opposite before"));
+        let direction = known.map(|id| self.metrics[id].higher_is_better).or((metric == LOSS).then_some(false));
+        if direction.is_some_and(|direction| direction != higher_is_better) {
+            return Err(invalid!("higher_is_better: metric '{metric}' has the opposite direction"));
         }
         if metric.is_empty() || self.metrics.len() > usize::from(u16::MAX) {
             return Err(invalid!("metric: '{metric}' is empty, or one more than the 65536 that there can be"));
