@@ -1,0 +1,431 @@
+/* Wrong use, call by call: the status, a sentence that names the argument, nothing changed, and a scope that goes on. */
+
+#include "check.h"
+
+enum { SIZE = 12, ID = 0, UNKNOWN_ID = 999 };
+
+static float gradient[SIZE], parameters[SIZE], kept_gradient[SIZE], kept_parameters[SIZE];
+static fgs_scope *scope;
+static char too_long[5001];
+static const char NOT_UTF8[] = "caf\xe9";
+
+/* Training's memory is as it was. */
+static int is_untouched(void)
+{
+    return memcmp(gradient, kept_gradient, sizeof gradient) == 0 &&
+           memcmp(parameters, kept_parameters, sizeof parameters) == 0;
+}
+
+#define BAD(call, status, word)                                                                                        \
+    do {                                                                                                               \
+        REFUSED(call, status, word);                                                                                   \
+        CHECK(is_untouched());                                                                                         \
+    } while (0)
+
+/* A name or path that is no string to be taken. */
+#define BAD_TEXT(call_with, argument)                                                                                  \
+    do {                                                                                                               \
+        BAD(call_with(NULL), FGS_ERROR_NULL, argument);                                                                \
+        BAD_UNLESS_NULL(call_with, argument);                                                                          \
+    } while (0)
+#define BAD_UNLESS_NULL(call_with, argument)                                                                           \
+    do {                                                                                                               \
+        BAD(call_with(NOT_UTF8), FGS_ERROR_INVALID, argument);                                                         \
+        BAD(call_with(too_long), FGS_ERROR_INVALID, argument);                                                         \
+    } while (0)
+
+/* ---- fgs_open ---- */
+
+static void check_open(void)
+{
+    fgs_scope *opened = (fgs_scope *)&opened;
+#define OPEN(change, status, word)                                                                                     \
+    do {                                                                                                               \
+        fgs_options options = FGS_OPTIONS_INIT;                                                                        \
+        change;                                                                                                        \
+        opened = (fgs_scope *)&opened;                                                                                 \
+        BAD(fgs_open(&options, &opened), status, word);                                                                \
+        CHECK(opened == NULL);                                                                                         \
+    } while (0)
+    BAD(fgs_open(NULL, NULL), FGS_ERROR_NULL, "out");
+    OPEN(memset(&options, 0xab, sizeof options), FGS_ERROR_STRUCT, "FGS_OPTIONS_INIT");
+    OPEN(memset(&options, 0, sizeof options), FGS_ERROR_STRUCT, "FGS_OPTIONS_INIT");
+    OPEN(options.size += 8, FGS_ERROR_STRUCT, "fgs_options.size");
+    OPEN(options.run = NOT_UTF8, FGS_ERROR_INVALID, "options.run");
+    OPEN(options.run = too_long, FGS_ERROR_INVALID, "options.run");
+    OPEN(options.ring_path = NOT_UTF8, FGS_ERROR_INVALID, "options.ring_path");
+    OPEN(options.ring_path = "/nonexistent/ring", FGS_ERROR_RING, "/nonexistent/ring");
+    OPEN(options.ring_path = "/proc/self/exe", FGS_ERROR_RING, "/proc/self/exe");
+    OPEN(options.include = NOT_UTF8, FGS_ERROR_INVALID, "options.include");
+    OPEN(options.include = "(", FGS_ERROR_CONFIG, "fgs_options.include");
+    OPEN(options.exclude = NOT_UTF8, FGS_ERROR_INVALID, "options.exclude");
+    OPEN(options.exclude = "[", FGS_ERROR_CONFIG, "fgs_options.exclude");
+    OPEN(options.ring_slots = 0, FGS_ERROR_CONFIG, "ring_slots");
+    OPEN(options.ring_slots = UINT64_MAX - 1, FGS_ERROR_CONFIG, "ring_slots");
+    OPEN(options.reference_budget = 1.5, FGS_ERROR_CONFIG, "reference_budget");
+    OPEN(options.reference_budget = NAN, FGS_ERROR_CONFIG, "reference_budget");
+    OPEN(options.threads = 100000, FGS_ERROR_CONFIG, "threads");
+    OPEN(options.rank = 2; options.world_size = 2, FGS_ERROR_CONFIG, "rank");
+    OPEN(options.world_size = 0, FGS_ERROR_CONFIG, "rank");
+    OPEN(options.sketch_head = 100, FGS_ERROR_CONFIG, "sketch_head");
+    OPEN(options.sketch_matrix = 0, FGS_ERROR_CONFIG, "sketch_matrix");
+    OPEN(options.window = 5000, FGS_ERROR_CONFIG, "window");
+    setenv("FGS_EVERY", "often", 1);
+    OPEN((void)0, FGS_ERROR_CONFIG, "FGS_EVERY");
+    unsetenv("FGS_EVERY");
+    setenv("FGS_CONFIG", "/nonexistent.toml", 1);
+    OPEN((void)0, FGS_ERROR_CONFIG, "/nonexistent.toml");
+    unsetenv("FGS_CONFIG");
+#undef OPEN
+}
+
+/* ---- a scope that is NULL, as fgs_open leaves it when it fails ---- */
+
+static void check_null_scope(void)
+{
+    fgs_tensor tensor = FGS_TENSOR_INIT;
+    tensor.name = "weight";
+    tensor.numel = SIZE;
+    fgs_dltensor data = F32(gradient, SIZE);
+    const char *path;
+    uint32_t id;
+    int stream;
+    BAD(fgs_register(NULL, &tensor, &id), FGS_ERROR_NULL, "scope");
+    BAD(fgs_bind(NULL, ID, FGS_GRAD, &data), FGS_ERROR_NULL, "scope");
+    BAD(fgs_bind_shard(NULL, ID, FGS_GRAD, &data, NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_task_begin(NULL, "task"), FGS_ERROR_NULL, "scope");
+    BAD(fgs_task_end(NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_reference_add(NULL, "task", 1, 1.0, &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_reference_feed(NULL, "task", ID, &data, NULL, 1.0, &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_snapshot(NULL, "task", &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_step_begin(NULL, 0), FGS_ERROR_NULL, "scope");
+    BAD(fgs_gradient_feed(NULL, ID, &data, NULL, 1.0, &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_gradients_ready(NULL, 1.0, 0, &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_step_end(NULL, 1, &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_record_loss(NULL, "task", 1.0), FGS_ERROR_NULL, "scope");
+    BAD(fgs_record_eval(NULL, "task", "accuracy", 1.0, 1), FGS_ERROR_NULL, "scope");
+    BAD(fgs_flush(NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_ring_path(NULL, &path), FGS_ERROR_NULL, "scope");
+    BAD(fgs_ring_path(scope, NULL), FGS_ERROR_NULL, "path");
+}
+
+/* ---- fgs_register ---- */
+
+static void check_register(void)
+{
+    uint32_t id = NONE;
+#define REGISTER(change, status, word)                                                                                 \
+    do {                                                                                                               \
+        fgs_tensor t = FGS_TENSOR_INIT;                                                                                \
+        t.name = "refused";                                                                                            \
+        t.numel = 24;                                                                                                  \
+        change;                                                                                                        \
+        BAD(fgs_register(scope, &t, &id), status, word);                                                               \
+        CHECK(id == NONE);                                                                                             \
+    } while (0)
+    fgs_tensor good = FGS_TENSOR_INIT;
+    good.name = "refused";
+    good.numel = 24;
+    BAD(fgs_register(scope, NULL, &id), FGS_ERROR_NULL, "tensor");
+    BAD(fgs_register(scope, &good, NULL), FGS_ERROR_NULL, "id");
+    REGISTER(memset(&t, 0xab, sizeof t), FGS_ERROR_STRUCT, "FGS_TENSOR_INIT");
+    REGISTER(memset(&t, 0, sizeof t), FGS_ERROR_STRUCT, "FGS_TENSOR_INIT");
+    REGISTER(t.size -= 4, FGS_ERROR_STRUCT, "fgs_tensor.size");
+    REGISTER(t.name = NULL, FGS_ERROR_NULL, "tensor.name");
+    REGISTER(t.name = "", FGS_ERROR_INVALID, "tensor.name");
+    REGISTER(t.name = NOT_UTF8, FGS_ERROR_INVALID, "tensor.name");
+    REGISTER(t.name = too_long, FGS_ERROR_INVALID, "tensor.name");
+    REGISTER(t.name = "weight", FGS_ERROR_INVALID, "registered already");
+    REGISTER(t.numel = 0, FGS_ERROR_INVALID, "tensor.numel");
+    REGISTER(t.numel = UINT64_MAX, FGS_ERROR_INVALID, "tensor.numel");
+    REGISTER(t.rows = 5; t.cols = 5, FGS_ERROR_INVALID, "tensor.rows");
+    REGISTER(t.rows = 24, FGS_ERROR_INVALID, "tensor.rows");
+    REGISTER(t.rows = UINT64_MAX; t.cols = 2, FGS_ERROR_INVALID, "tensor.rows");
+    REGISTER(t.role = 16, FGS_ERROR_INVALID, "tensor.role");
+    REGISTER(t.role = UINT32_MAX, FGS_ERROR_INVALID, "tensor.role");
+    REGISTER(t.head_layout = 6, FGS_ERROR_INVALID, "tensor.head_layout");
+    REGISTER(t.head_layout = FGS_HEADS_SEPARATE, FGS_ERROR_INVALID, "tensor.head_count");
+    REGISTER(t.role = FGS_ROLE_QUERY; t.head_count = 2; t.head_axis = 2, FGS_ERROR_INVALID, "tensor.head_axis");
+    REGISTER(t.role = FGS_ROLE_QUERY; t.head_count = 1 << 17, FGS_ERROR_INVALID, "tensor.head_count");
+    REGISTER(t.role = FGS_ROLE_QUERY; t.head_count = 2; t.head_offset = UINT32_MAX, FGS_ERROR_INVALID, "tensor.head_count");
+    REGISTER(t.role = FGS_ROLE_QKV; t.head_count = 2; t.kv_head_offset = UINT32_MAX, FGS_ERROR_INVALID, "kv_head_count");
+    REGISTER(t.role = FGS_ROLE_QUERY; t.head_count = 5, FGS_ERROR_INVALID, "head_count");
+    REGISTER(t.role = FGS_ROLE_QKV; t.head_count = 4; t.kv_head_count = 4; t.rows = 8; t.cols = 3, FGS_ERROR_INVALID,
+             "head_count");
+    REGISTER(t.role = FGS_ROLE_QKV; t.head_count = 2; t.kv_head_count = 3, FGS_ERROR_INVALID, "kv_head_count");
+    REGISTER(t.flags = 8, FGS_ERROR_INVALID, "tensor.flags");
+    REGISTER(t.flags = FGS_TENSOR_TIED, FGS_ERROR_INVALID, "tensor.tied_to");
+    REGISTER(t.tied_to = ID, FGS_ERROR_INVALID, "tensor.tied_to");
+    REGISTER(t.flags = FGS_TENSOR_TIED; t.tied_to = UNKNOWN_ID, FGS_ERROR_INVALID, "tensor.tied_to");
+    REGISTER(t.replica = 1, FGS_ERROR_INVALID, "tensor.replica");
+    REGISTER(t.layer_count = 0, FGS_ERROR_INVALID, "tensor.layer_count");
+    REGISTER(t.layer_count = 1 << 20, FGS_ERROR_INVALID, "tensor.layer_count");
+    REGISTER(t.layer_count = 2; t.layer = 0, FGS_ERROR_INVALID, "{layer}");
+    REGISTER(t.layer_count = 2; t.name = "h{layer}", FGS_ERROR_INVALID, "tensor.layer_count");
+#undef REGISTER
+}
+
+/* ---- data: the same for all functions that take a tensor ---- */
+
+typedef enum { BIND, BIND_SHARD, GRADIENT_FEED, REFERENCE_FEED, WAYS } way;
+
+/* Feeding a step needs one that has begun; a reference is fed between steps. */
+static fgs_status hand_over(way how, uint32_t id, const fgs_dltensor *tensor, const fgs_shard *shard, double scale, void *stream)
+{
+    fgs_status status;
+    switch (how) {
+    case BIND: return fgs_bind(scope, id, FGS_GRAD, tensor);
+    case BIND_SHARD: return fgs_bind_shard(scope, id, FGS_GRAD, tensor, shard);
+    case GRADIENT_FEED:
+        OK(fgs_step_begin(scope, 1));
+        status = fgs_gradient_feed(scope, id, tensor, shard, scale, stream);
+        OK(fgs_step_end(scope, 0, NULL));
+        return status;
+    default: return fgs_reference_feed(scope, "first", id, tensor, shard, scale, stream);
+    }
+}
+
+static void check_data(void)
+{
+    int64_t shape[9] = {3, 2, 2, 1, 1, 1, 1, 1, 1}, strides[9] = {100, 10, 2, 1, 1, 1, 1, 1, 1};
+#define DATA(change, status, word)                                                                                     \
+    for (int how = BIND; how < WAYS; how++) {                                                                          \
+        fgs_dltensor t = F32(gradient, SIZE);                                                                          \
+        change;                                                                                                        \
+        BAD(hand_over((way)how, ID, &t, NULL, 1.0, NULL), status, word);                                               \
+    }
+    DATA(t.data = NULL, FGS_ERROR_NULL, "tensor.data")
+    DATA(t.data = (char *)gradient + 2, FGS_ERROR_INVALID, "tensor.data")
+    DATA(t.byte_offset = 1, FGS_ERROR_INVALID, "tensor.data")
+    DATA(t.device.device_type = 2, FGS_ERROR_UNSUPPORTED, "tensor.device")
+    DATA(t.device.device_type = 0, FGS_ERROR_UNSUPPORTED, "tensor.device")
+    DATA(t.device.device_type = -7, FGS_ERROR_UNSUPPORTED, "tensor.device")
+    DATA(t.dtype.code = 0, FGS_ERROR_UNSUPPORTED, "tensor.dtype")
+    DATA(t.dtype.bits = 8, FGS_ERROR_UNSUPPORTED, "tensor.dtype")
+    DATA(t.dtype.bits = 0, FGS_ERROR_UNSUPPORTED, "tensor.dtype")
+    DATA(t.dtype.lanes = 4, FGS_ERROR_UNSUPPORTED, "tensor.dtype")
+    DATA(t.dtype.code = 4, FGS_ERROR_UNSUPPORTED, "tensor.dtype")
+    DATA(t.ndim = -1, FGS_ERROR_INVALID, "tensor.ndim")
+    DATA(t.ndim = 9; t.shape = shape, FGS_ERROR_INVALID, "tensor.ndim")
+    DATA(t.shape = NULL, FGS_ERROR_NULL, "tensor.shape")
+    DATA(t.shape = (int64_t[]){-12}, FGS_ERROR_INVALID, "tensor.shape")
+    DATA(t.ndim = 2; t.shape = ((int64_t[]){INT64_MAX, 2}), FGS_ERROR_INVALID, "tensor.shape")
+    DATA(t.shape = (int64_t[]){INT64_MAX}, FGS_ERROR_INVALID, "tensor.shape")
+    DATA(t.shape = (int64_t[]){SIZE - 1}, FGS_ERROR_INVALID, "tensor.shape")
+    DATA(t.shape = (int64_t[]){SIZE + 1}, FGS_ERROR_INVALID, "tensor.shape")
+    DATA(t.strides = (int64_t[]){0}, FGS_ERROR_UNSUPPORTED, "tensor.strides")
+    DATA(t.strides = (int64_t[]){-1}, FGS_ERROR_UNSUPPORTED, "tensor.strides")
+    DATA(t.ndim = 3; t.shape = shape; t.strides = strides, FGS_ERROR_UNSUPPORTED, "tensor.strides")
+#undef DATA
+
+    fgs_dltensor data = F32(gradient, SIZE), half = F32(gradient, SIZE / 2);
+    int stream;
+    for (int how = BIND; how < WAYS; how++)
+        BAD(hand_over((way)how, UNKNOWN_ID, &data, NULL, 1.0, NULL), FGS_ERROR_NOT_FOUND, "999");
+    for (int how = GRADIENT_FEED; how < WAYS; how++) {
+        static const double scales[] = {0.0, -1.0, NAN, INFINITY, -INFINITY};
+        for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+            BAD(hand_over((way)how, ID, &data, NULL, scales[i], NULL), FGS_ERROR_INVALID, "scale");
+        BAD(hand_over((way)how, ID, NULL, NULL, 1.0, NULL), FGS_ERROR_NULL, "tensor");
+        BAD(hand_over((way)how, ID, &data, NULL, 1.0, &stream), FGS_ERROR_UNSUPPORTED, "stream");
+    }
+    /* No elements are no tensor, whatever else the shape says. */
+    int64_t empty[3] = {0, INT64_MAX, INT64_MAX};
+    fgs_dltensor nothing = F32(gradient, 0);
+    nothing.ndim = 3;
+    nothing.shape = empty;
+    BAD(hand_over(GRADIENT_FEED, ID, &nothing, NULL, 1.0, NULL), FGS_ERROR_INVALID, "tensor.shape");
+    BAD(fgs_bind(scope, ID, 3, &data), FGS_ERROR_INVALID, "what");
+    BAD(fgs_bind(scope, ID, UINT32_MAX, NULL), FGS_ERROR_INVALID, "what");
+
+#define SHARD(change, status, word)                                                                                    \
+    for (int how = BIND_SHARD; how < WAYS; how++) {                                                                    \
+        fgs_shard s = FGS_SHARD_INIT;                                                                                  \
+        change;                                                                                                        \
+        BAD(hand_over((way)how, ID, &half, &s, 1.0, NULL), status, word);                                              \
+    }
+    SHARD(memset(&s, 0xab, sizeof s), FGS_ERROR_STRUCT, "FGS_SHARD_INIT")
+    SHARD(s.size = 0, FGS_ERROR_STRUCT, "fgs_shard.size")
+    SHARD(s.offset = SIZE / 2 + 1, FGS_ERROR_INVALID, "shard")
+    SHARD(s.offset = UINT64_MAX, FGS_ERROR_INVALID, "shard")
+    SHARD(s.run_length = SIZE / 2 - 1, FGS_ERROR_INVALID, "shard")
+    SHARD(s.run_length = UINT64_MAX, FGS_ERROR_INVALID, "shard")
+    SHARD(s.run_count = 2; s.run_length = 3; s.run_step = 2, FGS_ERROR_INVALID, "shard.run_step")
+    SHARD(s.run_count = 2; s.run_length = 3; s.run_step = 10, FGS_ERROR_INVALID, "shard")
+    SHARD(s.run_count = 3; s.run_length = 3; s.run_step = 4, FGS_ERROR_INVALID, "shard")
+    SHARD(s.run_count = UINT64_MAX; s.run_length = 1; s.run_step = UINT64_MAX, FGS_ERROR_INVALID, "shard")
+    SHARD(s.run_count = 5, FGS_ERROR_INVALID, "shard")
+#undef SHARD
+
+    /* Bands of columns cannot be found without the number of columns. */
+    fgs_tensor columns = FGS_TENSOR_INIT;
+    columns.name = "output";
+    columns.role = FGS_ROLE_OUTPUT;
+    columns.head_count = 2;
+    columns.numel = SIZE;
+    uint32_t id;
+    OK(fgs_register(scope, &columns, &id));
+    for (int how = BIND; how < WAYS; how++)
+        BAD(hand_over((way)how, id, &data, NULL, 1.0, NULL), FGS_ERROR_INVALID, "tensor.cols");
+}
+
+/* ---- phases ---- */
+
+static void check_phases(void)
+{
+    fgs_dltensor data = F32(gradient, SIZE);
+    BAD(fgs_gradients_ready(scope, 1.0, 0, NULL), FGS_ERROR_PHASE, "fgs_step_begin");
+    BAD(fgs_gradient_feed(scope, ID, &data, NULL, 1.0, NULL), FGS_ERROR_PHASE, "fgs_step_begin");
+    BAD(fgs_step_end(scope, 1, NULL), FGS_ERROR_PHASE, "fgs_step_begin");
+    BAD(fgs_task_end(scope), FGS_ERROR_PHASE, "fgs_task_begin");
+    BAD(fgs_snapshot(scope, NULL, NULL), FGS_ERROR_PHASE, "fgs_task_begin");
+
+    OK(fgs_task_begin(scope, "first"));
+    BAD(fgs_task_begin(scope, "second"), FGS_ERROR_PHASE, "'first'");
+    OK(fgs_step_begin(scope, 2));
+    BAD(fgs_task_begin(scope, "second"), FGS_ERROR_PHASE, "fgs_step_end");
+    BAD(fgs_task_end(scope), FGS_ERROR_PHASE, "fgs_step_end");
+    BAD(fgs_snapshot(scope, "first", NULL), FGS_ERROR_PHASE, "fgs_step_end");
+    BAD(fgs_reference_add(scope, "first", 1, 1.0, NULL), FGS_ERROR_PHASE, "fgs_step_end");
+    BAD(fgs_reference_feed(scope, "first", ID, &data, NULL, 1.0, NULL), FGS_ERROR_PHASE, "fgs_step_end");
+    OK(fgs_gradients_ready(scope, 1.0, 0, NULL));
+    BAD(fgs_gradients_ready(scope, 1.0, 0, NULL), FGS_ERROR_PHASE, "fgs_step_end");
+    BAD(fgs_gradient_feed(scope, ID, &data, NULL, 1.0, NULL), FGS_ERROR_PHASE, "fgs_step_end");
+    OK(fgs_step_end(scope, 0, NULL));
+    BAD(fgs_step_end(scope, 0, NULL), FGS_ERROR_PHASE, "fgs_step_begin");
+    OK(fgs_task_end(scope));
+}
+
+/* ---- the rest of the arguments ---- */
+
+static void check_step_arguments(void)
+{
+    static const double scales[] = {0.0, -1.0, NAN, INFINITY, -INFINITY};
+    int stream;
+    OK(fgs_step_begin(scope, 3));
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        BAD(fgs_gradients_ready(scope, scales[i], 0, NULL), FGS_ERROR_INVALID, "scale");
+    BAD(fgs_gradients_ready(scope, 1.0, 2, NULL), FGS_ERROR_INVALID, "flags");
+    BAD(fgs_gradients_ready(scope, 1.0, UINT32_MAX, NULL), FGS_ERROR_INVALID, "flags");
+    BAD(fgs_gradients_ready(scope, 1.0, 0, &stream), FGS_ERROR_UNSUPPORTED, "stream");
+    BAD(fgs_step_end(scope, 1, &stream), FGS_ERROR_UNSUPPORTED, "stream");
+    OK(fgs_step_end(scope, 0, NULL));
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        BAD(fgs_reference_add(scope, "first", 1, scales[i], NULL), FGS_ERROR_INVALID, "scale");
+    BAD(fgs_reference_add(scope, "first", 1, 1.0, &stream), FGS_ERROR_UNSUPPORTED, "stream");
+    BAD(fgs_snapshot(scope, "first", &stream), FGS_ERROR_UNSUPPORTED, "stream");
+}
+
+static void check_texts(void)
+{
+    fgs_dltensor data = F32(gradient, SIZE);
+#define BEGIN(text) fgs_task_begin(scope, text)
+#define ADD(text) fgs_reference_add(scope, text, 1, 1.0, NULL)
+#define FEED(text) fgs_reference_feed(scope, text, ID, &data, NULL, 1.0, NULL)
+#define SNAPSHOT(text) fgs_snapshot(scope, text, NULL)
+#define LOSS(text) fgs_record_loss(scope, text, 1.0)
+#define EVAL(text) fgs_record_eval(scope, text, "accuracy", 1.0, 1)
+#define METRIC(text) fgs_record_eval(scope, "first", text, 1.0, 1)
+    BAD_TEXT(BEGIN, "name");
+    BAD_TEXT(ADD, "task");
+    BAD_TEXT(FEED, "task");
+    BAD_UNLESS_NULL(SNAPSHOT, "task");
+    BAD_TEXT(LOSS, "task");
+    BAD_TEXT(EVAL, "task");
+    BAD_TEXT(METRIC, "metric");
+    BAD(BEGIN(""), FGS_ERROR_INVALID, "name");
+    BAD(ADD(""), FGS_ERROR_INVALID, "name");
+    BAD(FEED(""), FGS_ERROR_INVALID, "name");
+    BAD(SNAPSHOT(""), FGS_ERROR_INVALID, "name");
+    BAD(LOSS(""), FGS_ERROR_INVALID, "name");
+    BAD(METRIC(""), FGS_ERROR_INVALID, "metric");
+
+    OK(fgs_record_eval(scope, "first", "perplexity", 2.0, 0));
+    BAD(fgs_record_eval(scope, "unheard of", "perplexity", 2.0, 1), FGS_ERROR_INVALID, "higher_is_better");
+    BAD(fgs_record_eval(scope, "first", "loss", 2.0, 1), FGS_ERROR_INVALID, "higher_is_better");
+}
+
+/* A reference needs gradients, and one batch is completed before another begins. */
+static void check_references(void)
+{
+    fgs_dltensor data = F32(gradient, SIZE);
+    OK(fgs_bind(scope, ID, FGS_GRAD, NULL));
+    BAD(fgs_reference_add(scope, "unheard of", 1, 1.0, NULL), FGS_ERROR_INVALID, "FGS_GRAD");
+    OK(fgs_reference_feed(scope, "first", ID, &data, NULL, 1.0, NULL));
+    BAD(fgs_reference_feed(scope, "unheard of", ID, &data, NULL, 1.0, NULL), FGS_ERROR_INVALID, "'first'");
+    BAD(fgs_reference_add(scope, "unheard of", 1, 1.0, NULL), FGS_ERROR_INVALID, "'first'");
+    OK(fgs_reference_add(scope, "first", 1, 1.0, NULL));
+    OK(fgs_bind(scope, ID, FGS_GRAD, &data));
+}
+
+static void check_reader(void)
+{
+    fgs_reader *reader = (fgs_reader *)&reader;
+    fgs_record record;
+    const char *path, *name;
+    OK(fgs_ring_path(scope, &path));
+    BAD(fgs_reader_open(path, NULL), FGS_ERROR_NULL, "out");
+#define OPEN(text) fgs_reader_open(text, &reader)
+    BAD_TEXT(OPEN, "path");
+    CHECK(reader == NULL);
+    BAD(OPEN("/nonexistent/ring"), FGS_ERROR_NOT_FOUND, "/nonexistent/ring");
+    BAD(OPEN("/tmp"), FGS_ERROR_RING, "/tmp");
+    BAD(OPEN("/proc/self/status"), FGS_ERROR_RING, "/proc/self/status");
+    BAD(OPEN(""), FGS_ERROR_NOT_FOUND, "ring");
+    CHECK(reader == NULL);
+    OK(OPEN(path));
+    BAD(fgs_reader_next(NULL, &record, NULL), FGS_ERROR_NULL, "reader");
+    BAD(fgs_reader_next(reader, NULL, NULL), FGS_ERROR_NULL, "record");
+    BAD(fgs_reader_name(NULL, FGS_NAME_KIND, 1, &name), FGS_ERROR_NULL, "reader");
+    BAD(fgs_reader_name(reader, FGS_NAME_KIND, 1, NULL), FGS_ERROR_NULL, "name");
+    BAD(fgs_reader_name(reader, 99, 1, &name), FGS_ERROR_INVALID, "what");
+    BAD(fgs_reader_name(reader, FGS_NAME_TENSOR, UNKNOWN_ID, &name), FGS_ERROR_NOT_FOUND, "999");
+    BAD(fgs_reader_name(reader, FGS_NAME_TASK, UNKNOWN_ID, &name), FGS_ERROR_NOT_FOUND, "999");
+    OK(fgs_reader_close(reader));
+}
+
+/* After all this the scope measures what it measured before, and knows of nothing that was refused. */
+static void check_usable(uint64_t step)
+{
+    OK(fgs_step_begin(scope, step));
+    OK(fgs_gradients_ready(scope, 1.0, 0, NULL));
+    OK(fgs_step_end(scope, 1, NULL));
+    ring all = ring_of(scope);
+    CHECK_NEAR(value(&all, of_tensor(&all, "gradient", step, ID), "squares"), dot(gradient, gradient, SIZE));
+    CHECK_NEAR(value(&all, of_tensor(&all, "update", step, ID), "weights"), dot(parameters, parameters, SIZE));
+    CHECK(strcmp(name_of(&all, FGS_NAME_TENSOR, ID), "weight") == 0);
+    /* "output" was registered without a shape and never bound: it is announced when it can be measured. */
+    CHECK(strcmp(name_of(&all, FGS_NAME_TENSOR, ID + 1), "") == 0);
+    CHECK(strcmp(name_of(&all, FGS_NAME_TENSOR, ID + 2), "") == 0);
+    CHECK(strcmp(name_of(&all, FGS_NAME_TASK, 0), "first") == 0);
+    CHECK(strcmp(name_of(&all, FGS_NAME_TASK, 1), "") == 0);
+    for (size_t i = 0; i < all.count; i++)
+        CHECK(!is_kind(&all, &all.records[i], "fault"));
+    ring_free(&all);
+}
+
+int main(void)
+{
+    memset(too_long, 'x', sizeof too_long - 1);
+    fill(gradient, SIZE, 1);
+    fill(parameters, SIZE, 2);
+    memcpy(kept_gradient, gradient, sizeof gradient);
+    memcpy(kept_parameters, parameters, sizeof parameters);
+    check_open();
+    scope = open_scope();
+    fgs_dltensor data = F32(gradient, SIZE), values = F32(parameters, SIZE);
+    OK(fgs_bind(scope, register_plain(scope, "weight", SIZE), FGS_GRAD, &data));
+    OK(fgs_bind(scope, ID, FGS_PARAM, &values));
+
+    check_null_scope();
+    check_register();
+    check_phases();
+    check_data();
+    check_step_arguments();
+    check_texts();
+    check_references();
+    check_reader();
+    check_usable(4);
+    OK(fgs_close(scope));
+    return RESULT();
+}
