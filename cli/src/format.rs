@@ -102,6 +102,16 @@ pub fn shortened(text: &str, width: usize) -> String {
     kept + "…"
 }
 
+/// At most `width` characters from the end: names of tensors differ there.
+pub fn ending(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.into();
+    }
+    let kept: String = text.chars().skip(length + 1 - width.max(1)).collect();
+    format!("…{kept}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +168,7 @@ mod tests {
     #[test]
     fn foreign_text_is_tamed() {
         assert_eq!(printable("a\x1b[31mb"), "a\u{fffd}[31mb");
+        assert_eq!((ending("abcdef", 4), ending("abc", 4)), ("…def".into(), "abc".into()));
         assert_eq!((shortened("abcdef", 4), shortened("abc", 4)), ("abc…".into(), "abc".into()));
     }
 }

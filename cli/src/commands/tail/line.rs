@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use forgetscope::ring::{Header, NONE32, Reader, Record, WriterState};
 use serde_json::{Map, Value, json};
 
-use crate::format::{NOTHING, number, plural, printable, rfc3339, shortened};
+use crate::format::{NOTHING, ending, number, plural, printable, rfc3339, shortened};
 use crate::names::Names;
 
 const DIM: Style = Style::new().dimmed();
@@ -71,7 +71,7 @@ impl Printer {
 
     fn line(&self, names: &Names, record: &Record) -> String {
         let kind = printable(&names.kind(record.kind));
-        let place = shortened(&printable(&names.place_text(record)), 14);
+        let place = ending(&printable(&names.place_text(record)), 14);
         let reference = names.task(record.reference).map_or(String::new(), |task| shortened(&printable(&task), 10));
         let mut line = Line { text: String::new(), used: 0, width: self.width };
         line.push(Style::new(), &format!("{:>7}  ", record.step));

@@ -6,6 +6,7 @@ use super::{Part, between, missing, of_reference, stretches, width_of};
 use crate::report::charts::Paint;
 use crate::report::charts::lines::{Band, Lines, Series, Stroke};
 use crate::report::data::{Data, Prediction};
+use crate::report::findings::Findings;
 use crate::report::words::figure;
 
 pub fn section(data: &Data) -> Markup {
@@ -48,10 +49,13 @@ fn actual(data: &Data, task: u16) -> Vec<(f64, f64)> {
 }
 
 fn title(data: &Data) -> String {
-    let first = data.predictions.iter().find_map(|(&task, list)| {
+    // The task that the headline is about, if there is something to compare it with.
+    let compared = |task: u16| {
         let actual = actual(data, task).last()?.1;
-        Some((task, list.last()?.predicted, actual))
-    });
+        Some((task, data.predictions.get(&task)?.last()?.predicted, actual))
+    };
+    let headline = Findings::of(data).reference.and_then(compared);
+    let first = headline.or_else(|| data.predictions.keys().find_map(|&task| compared(task)));
     match first.filter(|(_, predicted, _)| predicted.is_finite()) {
         Some((task, predicted, actual)) => {
             let (task, predicted, actual) = (data.task(task), signed(predicted), signed(actual));
