@@ -9,17 +9,19 @@ mod block;
 mod gradients;
 pub mod kernels;
 mod parameters;
+mod pool;
 mod vector;
 
 use crate::device::{AccumulateJob, Device, GradientJob, ParameterJob};
 use crate::sketch::{CHUNK, Layout};
 use block::{Block, Staging};
 use kernels::{Kernels, normalizer};
+use pool::Pool;
 use rayon::prelude::*;
 
 /// The host's processors.
 pub struct Cpu {
-    pool: rayon::ThreadPool,
+    pool: Pool,
     kernels: Kernels,
 }
 
@@ -31,12 +33,7 @@ impl Cpu {
 
     /// A device that uses the given kernels instead of the best ones: for tests and benches.
     pub fn with_kernels(threads: usize, kernels: Kernels) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("fgs-cpu-{index}"))
-            .start_handler(|_| set_float_mode())
-            .build()?;
-        Ok(Self { pool, kernels })
+        Ok(Self { pool: Pool::new(threads)?, kernels })
     }
 
     /// Adds a block to a sketch of fp32 buckets. `next`: the address of what is likely to be read next.
