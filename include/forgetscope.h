@@ -720,18 +720,18 @@ fgs_status fgs_reader_close(fgs_reader *reader);
 /* Initialisers: `fgs_options options = FGS_OPTIONS_INIT;`. The order is that of the fields. */
 #define FGS_OPTIONS_INIT                                                                                  \
     {                                                                                                     \
-        (uint32_t)sizeof(fgs_options), FGS_MAGIC, NULL, NULL, NULL, NULL, FGS_UNSET_U64, FGS_UNSET_U64,   \
+        sizeof(fgs_options), FGS_MAGIC, NULL, NULL, NULL, NULL, FGS_UNSET_U64, FGS_UNSET_U64,             \
             FGS_UNSET_U64, FGS_UNSET_U64, FGS_UNSET_U64, -1.0, FGS_UNSET_U32, FGS_UNSET_U32,              \
             FGS_UNSET_U32, FGS_UNSET_U32, FGS_UNSET_U32, FGS_UNSET_U32                                    \
     }
 
 #define FGS_TENSOR_INIT                                                                                   \
     {                                                                                                     \
-        (uint32_t)sizeof(fgs_tensor), FGS_MAGIC, NULL, 0, 0, 0, FGS_ROLE_OTHER, -1, -1, 0,                \
+        sizeof(fgs_tensor), FGS_MAGIC, NULL, 0, 0, 0, FGS_ROLE_OTHER, -1, -1, 0,                          \
             FGS_HEADS_AUTO, FGS_UNSET_U32, 0, 0, 0, 0, 0, 0, FGS_UNSET_U32, 1                             \
     }
 
 #define FGS_SHARD_INIT                                                                                    \
     {                                                                                                     \
-        (uint32_t)sizeof(fgs_shard), FGS_MAGIC, 0, 0, 0, 0                                                \
+        sizeof(fgs_shard), FGS_MAGIC, 0, 0, 0, 0                                                          \
     }
