@@ -35,6 +35,9 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// With DLPack's own type of a tensor, and without.
+pub const WITH_AND_WITHOUT_DLPACK: [&str; 2] = ["-DWITH_DLPACK", "-UWITH_DLPACK"];
+
 /// The directory of the C programs.
 pub fn sources() -> PathBuf {
     root().join("tests/c")
@@ -64,6 +67,15 @@ pub fn printed_by(command: &mut Command, package: &str) -> String {
 }
 
 impl Compiler {
+    /// Checks a file of tests/c without making anything of it. Every warning counts.
+    pub fn check(self, file: &str, standard: &str, arguments: &[&str]) {
+        let mut command = self.command();
+        command.args(arguments).arg("-fsyntax-only").arg(format!("-std={standard}")).args(STRICT);
+        let output = tool(command.arg(sources().join(file)), self.package);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command:?}:\n{errors}");
+    }
+
     /// A command line of this compiler with the header in its path.
     pub fn command(self) -> Command {
         let mut command = Command::new(self.command);
