@@ -33,14 +33,15 @@ header:              ## generate include/forgetscope.h anew
 lib: $(SETUP)        ## build/lib/libforgetscope.so
 	$(CARGO) build -q --release -p forgetscope
 	@mkdir -p $(BUILD)/lib
-	@cp -f target/release/libforgetscope.so $(BUILD)/lib/libforgetscope.so.$(VERSION)
+	@# `install` makes a new file: a trainer that runs with the old one keeps it.
+	@install -m 755 target/release/libforgetscope.so $(BUILD)/lib/libforgetscope.so.$(VERSION)
 	@ln -sf libforgetscope.so.$(VERSION) $(BUILD)/lib/libforgetscope.so.0
 	@ln -sf libforgetscope.so.0 $(BUILD)/lib/libforgetscope.so
 
 program: $(SETUP)    ## build/bin/forgetscope
 	$(CARGO) build -q --release -p forgetscope-cli
 	@mkdir -p $(BUILD)/bin
-	@cp -f target/release/forgetscope $(BUILD)/bin/forgetscope
+	@install -m 755 target/release/forgetscope $(BUILD)/bin/forgetscope
 
 trainer: $(SETUP) lib  ## build/trainer/trainer
 	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)

@@ -49,7 +49,9 @@ impl Report {
         let lines: Vec<String> = self
             .0
             .iter()
-            .map(|(name, value, unit)| format!("  {{\"name\": \"{name}\", \"value\": {value:.4}, \"unit\": \"{unit}\"}}"))
+            .map(|(name, value, unit)| {
+                format!("  {{\"name\": \"{name}\", \"value\": {value:.4}, \"unit\": \"{unit}\"}}")
+            })
             .collect();
         if let Err(error) = std::fs::write(&path, format!("[\n{}\n]\n", lines.join(",\n"))) {
             eprintln!("cannot write {}: {error}", path.display());
@@ -130,7 +132,10 @@ fn segments(heads: impl Fn(usize) -> usize) -> Vec<(Layout, Segment)> {
             let layout = Layout::new(numel as u64, buckets, (tensor * HEADS + head) as u64);
             let offset = (tensor * TENSOR + head * numel) as i64;
             let length = numel as u64;
-            slices.push((layout, Segment { index: 0, index_step: 0, rows: 1, length, offset, row_step: 0, column_step: 1 }));
+            slices.push((
+                layout,
+                Segment { index: 0, index_step: 0, rows: 1, length, offset, row_step: 0, column_step: 1 },
+            ));
         }
     }
     slices
@@ -168,9 +173,8 @@ fn fused_pass(threads: usize, report: &mut Report) {
     let reference: Vec<f32> = gradient.iter().rev().copied().collect();
     let half: Vec<u16> = gradient.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
     // SAFETY: both buffers outlive the passes, and segments stay inside them.
-    let (single, bf16) = unsafe {
-        (Memory::new(gradient.as_ptr().cast(), DType::F32), Memory::new(half.as_ptr().cast(), DType::Bf16))
-    };
+    let (single, bf16) =
+        unsafe { (Memory::new(gradient.as_ptr().cast(), DType::F32), Memory::new(half.as_ptr().cast(), DType::Bf16)) };
     let slices = segments(|tensor| if tensor % 2 == 0 { HEADS } else { 1 });
     let buckets = slices.iter().map(|(layout, _)| layout.buckets).sum();
     let mut sketches = vec![vec![0.0; buckets]; 3];

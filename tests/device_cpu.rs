@@ -82,11 +82,7 @@ fn devices() -> Vec<Cpu> {
 }
 
 /// What one gradient job gives, as bits.
-fn run_gradient(
-    device: &Cpu,
-    read: SliceRead,
-    reference: Kept,
-) -> (GradientSums, PairSums, Vec<u32>) {
+fn run_gradient(device: &Cpu, read: SliceRead, reference: Kept) -> (GradientSums, PairSums, Vec<u32>) {
     let mut sketch = vec![0.0; read.layout.buckets];
     let mut jobs = [GradientJob {
         read,
@@ -123,10 +119,8 @@ fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32]
     let squares: f64 = finite.iter().map(|&(_, x)| f64::from(x) * f64::from(x)).sum();
     assert!((sums.squares - squares).abs() <= BOUND * squares, "{} {squares}", sums.squares);
     assert_eq!(sums.peak, finite.iter().fold(0.0f32, |m, (_, x)| m.max(x.abs())));
-    let products: Vec<f64> = finite
-        .iter()
-        .map(|&(index, x)| f64::from(x) * f64::from(reference[(index - span.start) as usize]))
-        .collect();
+    let products: Vec<f64> =
+        finite.iter().map(|&(index, x)| f64::from(x) * f64::from(reference[(index - span.start) as usize])).collect();
     let magnitude: f64 = products.iter().map(|p| p.abs()).sum();
     assert!((pair.dot - products.iter().sum::<f64>()).abs() <= BOUND * magnitude);
     let opposing: f64 = products.iter().filter(|p| **p < 0.0).map(|p| -p).sum();

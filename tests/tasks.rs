@@ -97,11 +97,11 @@ fn prediction_is_exact_on_a_quadratic() {
     run.scope.front().task_begin("a").unwrap();
     // 2p batches: slope ± a along each axis, so that the unbiased covariance is diagonal with h/examples.
     let batches = 2.0 * p as f64;
-    for axis in 0..p {
+    for (axis, h) in curvature.iter().enumerate() {
         for sign in [1.0, -1.0] {
-            let a = (curvature[axis] / examples * (batches - 1.0) / 2.0).sqrt();
-            for k in 0..p {
-                run.gradients[0][k] = (slope[k] + if k == axis { sign * a } else { 0.0 }) as f32;
+            let a = (h / examples * (batches - 1.0) / 2.0).sqrt();
+            for (k, slope) in slope.iter().enumerate() {
+                run.gradients[0][k] = (slope + if k == axis { sign * a } else { 0.0 }) as f32;
             }
             run.scope.front().reference_add("a", examples as u64, 1.0).unwrap();
         }

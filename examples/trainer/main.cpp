@@ -85,7 +85,7 @@ class Trainer {
     fgs_gradients_ready(fgs_scope_, clip, 0, nullptr);
 
     scale_gradients(parameters, clip);
-    optimizer_.step(parameters, warm_up(step));
+    optimizer_.step(parameters, rate(step));
     ++total_steps_;
     fgs_step_end(fgs_scope_, 1, nullptr);
 
@@ -94,9 +94,13 @@ class Trainer {
                        options_.accumulate * options_.model.sequences * options_.model.context);
   }
 
-  // Begins anew with each task: AdamW's moments need to get used to the new text.
-  double warm_up(int step) const {
-    return step >= options_.warm_up ? 1.0 : static_cast<double>(step) / options_.warm_up;
+  // Linear warm-up, then half a cosine down to the final rate. Begins anew with each task, as fine-tuning runs do: AdamW's
+  // moments need to get used to the new text, and a task should end near a minimum of its loss.
+  double rate(int step) const {
+    if (step < options_.warm_up) return static_cast<double>(step) / options_.warm_up;
+    const double passed = static_cast<double>(step - options_.warm_up) / (options_.steps - options_.warm_up + 1);
+    const double cosine = 0.5 * (1 + std::cos(3.14159265358979323846 * passed));
+    return options_.final_rate + (1 - options_.final_rate) * cosine;
   }
 
   // Held-out loss and accuracy of every task, on the same batches at every call.

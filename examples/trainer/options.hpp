@@ -27,6 +27,7 @@ struct Options {
   int steps = 500;             // optimizer steps for each task
   int accumulate = 1;          // micro-batches for each optimizer step
   int warm_up = 50;            // steps, at the start of each task
+  double final_rate = 0.05;    // share of the learning rate that is left at the end of a task
   double clip = 1.0;           // limit of the gradient norm; 0: none
   int eval_every = 50;         // steps; 0: only before training and after each task
   int eval_batches = 4;        // for each task, while training
@@ -107,6 +108,8 @@ inline std::vector<Flag> all_flags(Options& o) {
       number_flag("--weight-decay", "decoupled, of matrices only", o.adamw.weight_decay, 0.0, 1.0),
       number_flag("--clip", "limit of the gradient norm; 0: none", o.clip, 0.0, 1e9),
       number_flag("--warmup", "steps of linear warm-up, in each task", o.warm_up, 0, many),
+      number_flag("--final-rate", "share of the learning rate at the end of each task; 1: no decay",
+                  o.final_rate, 0.0, 1.0),
       number_flag("--eval-every", "steps between evaluations; 0: none within a task",
                   o.eval_every, 0, many),
       number_flag("--eval-batches", "held-out batches of each task, within a task",

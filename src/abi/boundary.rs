@@ -66,7 +66,9 @@ pub(super) fn guard(body: impl FnOnce() -> Outcome) -> fgs_status {
             failure.status
         }
         Err(_) => {
-            set_last_error("a bug in forgetscope was caught; the call did nothing. Please report it with the panic message");
+            set_last_error(
+                "a bug in forgetscope was caught; the call did nothing. Please report it with the panic message",
+            );
             fgs_status::FGS_ERROR_INTERNAL
         }
     }

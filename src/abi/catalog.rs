@@ -260,10 +260,9 @@ fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
         return Ok(HeadMap::WHOLE);
     }
     let kv_heads = if tensor.kv_head_count == 0 { heads } else { tensor.kv_head_count };
-    for (argument, count, offset) in [
-        ("tensor.head_count", heads, tensor.head_offset),
-        ("tensor.kv_head_count", kv_heads, tensor.kv_head_offset),
-    ] {
+    for (argument, count, offset) in
+        [("tensor.head_count", heads, tensor.head_offset), ("tensor.kv_head_count", kv_heads, tensor.kv_head_offset)]
+    {
         if count == 0 || count.checked_add(offset).is_none_or(|end| end > 1 << 16) {
             let text = format!("{argument}: {count} heads from number {offset} on are not between 1 and 65536");
             return Err(Failure::invalid(text));

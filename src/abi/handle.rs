@@ -65,10 +65,7 @@ pub(super) unsafe fn scope<'a>(handle: *const fgs_scope) -> Outcome<Option<&'a S
 ///
 /// # Safety
 /// As for [`scope`].
-pub(super) unsafe fn with_front(
-    handle: *const fgs_scope,
-    call: impl FnOnce(&mut Front) -> Outcome<()>,
-) -> Outcome {
+pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut Front) -> Outcome<()>) -> Outcome {
     // SAFETY: the same promise.
     if let Some(scope) = unsafe { scope(handle) }? {
         call(&mut scope.front())?;

@@ -31,11 +31,8 @@ pub unsafe extern "C" fn fgs_open(options: *const fgs_options, out: *mut *mut fg
         *out = std::ptr::null_mut();
         // SAFETY: the caller's promise.
         let given = unsafe { layer(options) }?;
-        let scope = if is_disabled(&environment) {
-            None
-        } else {
-            Some(Scope::open(Options::resolve(given, &environment)?)?)
-        };
+        let scope =
+            if is_disabled(&environment) { None } else { Some(Scope::open(Options::resolve(given, &environment)?)?) };
         *out = Box::into_raw(Box::new(fgs_scope::new(scope)));
         Ok(fgs_status::FGS_OK)
     })

@@ -63,9 +63,8 @@ impl Memory {
     /// The elements must be readable for `'a`: the promise of [`Memory::new`].
     pub(super) unsafe fn in_place<'a>(self, offset: i64, length: usize) -> Option<&'a [f32]> {
         // SAFETY: the caller promises the range.
-        (self.dtype == DType::F32).then(|| unsafe {
-            std::slice::from_raw_parts(self.base.cast::<f32>().offset(offset as isize), length)
-        })
+        (self.dtype == DType::F32)
+            .then(|| unsafe { std::slice::from_raw_parts(self.base.cast::<f32>().offset(offset as isize), length) })
     }
 
     /// Converts `out.len()` elements, the first at `offset`, `stride` elements apart, to fp32. `widen` converts bfloat16

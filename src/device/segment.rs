@@ -42,7 +42,8 @@ impl Segment {
             let start = self.index + row * self.index_step;
             let low = start.max(from);
             let high = (start + self.length).min(to);
-            let offset = self.offset + row as i64 * self.row_step + (low.saturating_sub(start)) as i64 * self.column_step;
+            let offset =
+                self.offset + row as i64 * self.row_step + (low.saturating_sub(start)) as i64 * self.column_step;
             (low < high).then(|| (low, offset, (high - low) as usize))
         })
     }

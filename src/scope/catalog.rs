@@ -176,7 +176,8 @@ impl Catalog {
 
     pub fn tensor(&self, id: u32) -> Result<&Tensor> {
         let count = self.tensors.len();
-        let missing = || Error::NotFound(format!("tensor: there is no tensor with the id {id}; {count} are registered"));
+        let missing =
+            || Error::NotFound(format!("tensor: there is no tensor with the id {id}; {count} are registered"));
         self.tensors.get(id as usize).ok_or_else(missing)
     }
 
@@ -247,7 +248,10 @@ impl Catalog {
     pub fn transient(&self, id: u32, data: Data, shard: Option<Shard>) -> Result<Binding> {
         let tensor = self.tensor(id)?;
         if tensor.bands.is_empty() {
-            return Err(invalid!("tensor.cols: '{}' must be registered with rows and cols to be fed", tensor.spec.name));
+            return Err(invalid!(
+                "tensor.cols: '{}' must be registered with rows and cols to be fed",
+                tensor.spec.name
+            ));
         }
         let shard = tensor.check(data.view, shard)?;
         Ok(tensor.binding(data, shard))

@@ -77,7 +77,7 @@ impl HeadMap {
                  head_count, kv_head_count, head_layout and head_axis"
             ));
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(invalid!(
                 "kv_head_count: {} query heads cannot share {} key/value heads evenly",
                 self.heads,
@@ -108,9 +108,11 @@ impl HeadMap {
                     if matches!(role, Role::Key | Role::Value) { self.kv_head_offset } else { self.head_offset };
                 (0..self.heads).map(|k| (role, offset + k)).collect()
             }
-            HeadLayout::Concatenated => {
-                (0..self.heads).map(query).chain((0..self.kv_heads).map(key)).chain((0..self.kv_heads).map(value)).collect()
-            }
+            HeadLayout::Concatenated => (0..self.heads)
+                .map(query)
+                .chain((0..self.kv_heads).map(key))
+                .chain((0..self.kv_heads).map(value))
+                .collect(),
             HeadLayout::Interleaved | HeadLayout::InterleavedGated => {
                 let per_group = self.heads / self.kv_heads;
                 let gated = self.layout == HeadLayout::InterleavedGated;

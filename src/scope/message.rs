@@ -25,16 +25,31 @@ pub enum Message {
     /// Slices that were added to the catalog.
     Slices(Vec<Slice>),
     /// A metric that evaluations may use from now on.
-    Metric { id: u16, higher_is_better: bool },
-    Task { task: TaskId, event: TaskEvent, step: u64 },
+    Metric {
+        id: u16,
+        higher_is_better: bool,
+    },
+    Task {
+        task: TaskId,
+        event: TaskEvent,
+        step: u64,
+    },
     Reference(Box<ReferenceBatch>),
     Snapshot(Box<SnapshotSketch>),
     /// The parameters moved on to a moment that is not a sampled step: per task the origin of its reference, the batches
     /// in it, the path; and the fp64 sketch of slices without an exact copy.
     Path(Vec<(TaskId, Option<Origin>, f64, f64)>, Vec<f64>),
     Step(Box<StepSums>),
-    Evaluation { task: TaskId, metric: u16, value: f64, step: u64 },
-    Fault { code: u8, step: u64 },
+    Evaluation {
+        task: TaskId,
+        metric: u16,
+        value: f64,
+        step: u64,
+    },
+    Fault {
+        code: u8,
+        step: u64,
+    },
     /// Answered when everything before it is in the ring.
     Flush(Sender<()>),
     /// The scope closes; answered by the end of the thread.

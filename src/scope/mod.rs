@@ -21,8 +21,8 @@ mod storage;
 mod task;
 
 pub use catalog::{Data, EXPERT, REPLICATED, Source, TIED, TensorSpec};
-pub use error::{Error, Result};
 pub(crate) use error::invalid;
+pub use error::{Error, Result};
 pub use heads::{HeadLayout, HeadMap};
 pub use options::{Environment, Layer, Options, is_disabled};
 pub use schedule::Rule;
@@ -81,10 +81,8 @@ impl Scope {
     pub fn open(options: Options) -> Result<Self> {
         let device = Cpu::new(options.device_threads())
             .map_err(|error| Error::System(format!("cannot start the threads of the CPU device: {error}")))?;
-        let path = options
-            .ring_path
-            .clone()
-            .unwrap_or_else(|| default_path(options.ring_directory.as_deref(), options.rank));
+        let path =
+            options.ring_path.clone().unwrap_or_else(|| default_path(options.ring_directory.as_deref(), options.rank));
         let mut writer_options = WriterOptions::new(&path);
         writer_options.slots = options.ring_slots;
         writer_options.rank = options.rank;

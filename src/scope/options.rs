@@ -102,8 +102,7 @@ impl Options {
         // Launchers say which rank this is; every source of ours may overrule them.
         let launcher = |names: [&str; 4]| names.iter().find_map(|name| environment(name)?.trim().parse().ok());
         options.rank = launcher(["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]).unwrap_or(0);
-        options.world_size =
-            launcher(["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1);
+        options.world_size = launcher(["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1);
         options.lay(given);
         if let Some(path) = environment("FGS_CONFIG").filter(|path| !path.is_empty()) {
             options.lay(read(Path::new(&path))?);
@@ -242,7 +241,8 @@ mod tests {
 
     #[test]
     fn launchers_tell_the_rank() {
-        let options = resolve(Layer::default(), &[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")]).unwrap();
+        let options =
+            resolve(Layer::default(), &[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")]).unwrap();
         assert_eq!((options.rank, options.world_size), (3, 4));
     }
 

@@ -8,9 +8,7 @@ use super::step::check_scale;
 use super::storage::{Budget, Exact};
 use super::task::ExactReference;
 use super::{Front, Result, error::invalid};
-use crate::device::{
-    AccumulateJob, Copy, Device, GradientSums, ParameterJob, SliceRead, Span, UpdateSums,
-};
+use crate::device::{AccumulateJob, Copy, Device, GradientSums, ParameterJob, SliceRead, Span, UpdateSums};
 
 /// A batch of a reference that is being fed tensor by tensor.
 #[derive(Debug)]
@@ -35,9 +33,9 @@ impl Front {
         }
         let mut batch = self.batch(task)?;
         let task = batch.task;
-        let reads = self.catalog.reads(true, |id, tensor| {
-            tensor.schedule.every != 0 && !batch.fed.get(id).is_some_and(|fed| *fed)
-        });
+        let reads = self
+            .catalog
+            .reads(true, |id, tensor| tensor.schedule.every != 0 && !batch.fed.get(id).is_some_and(|fed| *fed));
         let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
         let device = &*self.device;
         let found = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
@@ -125,11 +123,10 @@ impl Front {
         if let Some(old) = state.snapshot.take() {
             budget.release(old.into_iter().flatten());
         }
-        let mut kept: Vec<Option<Exact>> = reads
-            .iter()
-            .map(|read| read.as_ref().and_then(|read| budget.allocate(Span::of(read.segments))))
-            .collect();
-        let sketched: Vec<bool> = reads.iter().zip(&kept).map(|(read, kept)| read.is_some() && kept.is_none()).collect();
+        let mut kept: Vec<Option<Exact>> =
+            reads.iter().map(|read| read.as_ref().and_then(|read| budget.allocate(Span::of(read.segments)))).collect();
+        let sketched: Vec<bool> =
+            reads.iter().zip(&kept).map(|(read, kept)| read.is_some() && kept.is_none()).collect();
         let mut sketch = vec![0.0; if sketched.contains(&true) { catalog.buckets } else { 0 }];
         let mut jobs = Vec::new();
         for ((read, kept), sketch) in reads.into_iter().zip(&mut kept).zip(catalog.split(&mut sketch)) {

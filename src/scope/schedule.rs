@@ -46,8 +46,9 @@ impl Rule {
 
     fn regex(&self) -> Result<Regex> {
         let source = if self.source.is_empty() { "select.tensors" } else { self.source };
-        Regex::new(&self.tensors)
-            .map_err(|error| Error::Config(format!("{source}: '{}' is not a regular expression: {error}", self.tensors)))
+        Regex::new(&self.tensors).map_err(|error| {
+            Error::Config(format!("{source}: '{}' is not a regular expression: {error}", self.tensors))
+        })
     }
 }
 

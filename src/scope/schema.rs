@@ -243,11 +243,7 @@ pub const KINDS: [(u16, &str, &[&str]); 13] = [
         "prediction",
         &["predicted", "first_order", "first_order_error", "quadratic", "path", "batches", "examples", "path_steps"],
     ),
-    (
-        kind::EVALUATION,
-        "evaluation",
-        &["value", "best", "own", "forgetting_maximum", "forgetting_since_own", "metric"],
-    ),
+    (kind::EVALUATION, "evaluation", &["value", "best", "own", "forgetting_maximum", "forgetting_since_own", "metric"]),
     (
         kind::TRANSFER,
         "transfer",

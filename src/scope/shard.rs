@@ -163,8 +163,7 @@ mod tests {
         let mut found: Vec<_> = (0..view.numel())
             .map(|local| {
                 let flat = shard.offset + local / shard.length * shard.step + local % shard.length;
-                let offset =
-                    (local / view.cols) as i64 * view.row_step + (local % view.cols) as i64 * view.col_step;
+                let offset = (local / view.cols) as i64 * view.row_step + (local % view.cols) as i64 * view.col_step;
                 let (row, col) = (flat / cols, flat % cols);
                 let along = if bands[0].axis == 0 { row } else { col };
                 let slice = bands.iter().position(|b| (b.start..b.start + b.length).contains(&along)).unwrap();
@@ -217,7 +216,8 @@ mod tests {
 
     #[test]
     fn whole_tensors_are_one_rectangle_a_head() {
-        let map = HeadMap { layout: HeadLayout::Separate, axis: 1, heads: 4, kv_heads: 4, head_offset: 0, kv_head_offset: 0 };
+        let map =
+            HeadMap { layout: HeadLayout::Separate, axis: 1, heads: 4, kv_heads: 4, head_offset: 0, kv_head_offset: 0 };
         let bands = map.bands(Role::Output, 100, 64).unwrap();
         let view = View::collapse(&[100, 64], None).unwrap();
         let lists = segments(&view, &Shard::whole(6400), &bands, 64);

@@ -231,13 +231,7 @@ impl Measured {
     }
 
     /// The pass over gradients.
-    fn gradients(
-        &mut self,
-        catalog: &Catalog,
-        tasks: &Tasks,
-        device: &dyn Device,
-        reads: Vec<Option<SliceRead<'_>>>,
-    ) {
+    fn gradients(&mut self, catalog: &Catalog, tasks: &Tasks, device: &dyn Device, reads: Vec<Option<SliceRead<'_>>>) {
         let sums = &mut self.sums;
         sums.resize(catalog.slices.len(), catalog.buckets);
         let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
@@ -291,13 +285,7 @@ impl Measured {
     }
 
     /// The pass over parameters after the update: the update itself, and the drift from every snapshot.
-    fn after(
-        &mut self,
-        catalog: &Catalog,
-        tasks: &Tasks,
-        device: &dyn Device,
-        copies: &mut Vec<Option<Before>>,
-    ) {
+    fn after(&mut self, catalog: &Catalog, tasks: &Tasks, device: &dyn Device, copies: &mut Vec<Option<Before>>) {
         let due = &self.due;
         let reads = catalog.reads(false, |id, _| is_set(due, id));
         let sums = &mut self.sums;
@@ -409,10 +397,9 @@ fn move_on(
         let Some(read) = read else { continue };
         let span = Span::of(read.segments);
         let sketch = if copy.is_none() { sketch } else { &mut [] };
-        let tasks = earlier.iter().map(|task| TaskJob {
-            reference: task.kept_reference(slice, span).map(Exact::kept),
-            ..TaskJob::default()
-        });
+        let tasks = earlier
+            .iter()
+            .map(|task| TaskJob { reference: task.kept_reference(slice, span).map(Exact::kept), ..TaskJob::default() });
         let copy = copy.as_mut().map(|before| {
             let compare = std::mem::replace(&mut before.known, true);
             Copy { span: before.exact.span, values: &mut before.exact.values, compare, replace: true }

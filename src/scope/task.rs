@@ -61,9 +61,7 @@ impl Task {
     pub fn origin(&self) -> Option<Origin> {
         match (&self.refreshed, &self.frozen) {
             (Some(_), _) => Some(Origin::Refreshed),
-            (None, Some(frozen)) => {
-                Some(if self.is_anchor(frozen.epoch) { Origin::Frozen } else { Origin::Refreshed })
-            }
+            (None, Some(frozen)) => Some(if self.is_anchor(frozen.epoch) { Origin::Frozen } else { Origin::Refreshed }),
             (None, None) => None,
         }
     }

@@ -40,7 +40,10 @@ mod tests {
                 let d = [stretch * -2.0 * (angle_set / 2.0).sin().powi(2) + (stretch - 1.0), stretch * angle_set.sin()];
                 let found = angle(d[0] * d[0] + d[1] * d[1], d[0], 1.0);
                 let bound = if stretch == 1.0 { 1e-9 } else { 1e-7 / angle_set.max(1e-7) };
-                assert!((found / angle_set - 1.0).abs() < bound.max(1e-9) || angle_set < 1e-7 && stretch != 1.0, "{angle_set} {stretch}: {found}");
+                assert!(
+                    (found / angle_set - 1.0).abs() < bound.max(1e-9) || angle_set < 1e-7 && stretch != 1.0,
+                    "{angle_set} {stretch}: {found}"
+                );
             }
         }
         assert_eq!(angle(0.0, 0.0, 4.0), 0.0);

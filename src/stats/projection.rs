@@ -43,10 +43,7 @@ pub fn span(gram: &Array2<f64>, dots: &[f64], squares: f64) -> Option<Span> {
     let b: Array1<f64> = dots.iter().zip(&norms).map(|(dot, norm)| dot / norm).collect();
     let x = linalg::solve_positive_definite(&unit, &b)?;
     let share = x.iter().zip(&b).map(|(x, b)| x * b).sum::<f64>() / squares;
-    Some(Span {
-        coefficients: x.iter().zip(&norms).map(|(x, norm)| x / norm).collect(),
-        share: share.clamp(0.0, 1.0),
-    })
+    Some(Span { coefficients: x.iter().zip(&norms).map(|(x, norm)| x / norm).collect(), share: share.clamp(0.0, 1.0) })
 }
 
 #[cfg(test)]

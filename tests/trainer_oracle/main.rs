@@ -37,7 +37,12 @@ impl Trainer {
         let path = self.directory.path().display();
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/trainer");
         let variables = [format!("BUILD={path}"), format!("FGS_LIB={path}")];
-        run(Command::new("make").env("OMP_WAIT_POLICY", "passive").arg("-C").arg(directory).arg(target).args(variables));
+        run(Command::new("make")
+            .env("OMP_WAIT_POLICY", "passive")
+            .arg("-C")
+            .arg(directory)
+            .arg(target)
+            .args(variables));
     }
 
     /// The library that listens in between.

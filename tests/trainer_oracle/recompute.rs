@@ -102,7 +102,13 @@ pub struct Forgetting {
 fn places(tensor: usize, name: &str, numel: usize) -> Vec<Place> {
     let layer = name.strip_prefix("blocks.").map(|rest| rest.split('.').next().unwrap().parse().unwrap());
     let vector = name.ends_with(".bias") || name.contains("norm");
-    let cols = if vector { 1 } else if name.contains("mlp.out") { 4 * WIDTH } else { WIDTH };
+    let cols = if vector {
+        1
+    } else if name.contains("mlp.out") {
+        4 * WIDTH
+    } else {
+        WIDTH
+    };
     let per_head = WIDTH / HEADS;
     (0..numel)
         .map(|index| {
@@ -119,7 +125,13 @@ fn places(tensor: usize, name: &str, numel: usize) -> Vec<Place> {
                 _ if name.contains("lm_head") => ("lm_head", None),
                 other => panic!("{other}"),
             };
-            let parts = if name.contains("attn.qkv") { 3 * HEADS } else if head.is_some() { HEADS } else { 1 };
+            let parts = if name.contains("attn.qkv") {
+                3 * HEADS
+            } else if head.is_some() {
+                HEADS
+            } else {
+                1
+            };
             Place { tensor, role, head, layer, slice: numel / parts, vector }
         })
         .collect()
@@ -208,11 +220,8 @@ impl Oracle {
 
     pub fn update(&self, step: u64, subject: Subject) -> Update {
         let step = self.step(step);
-        let pair = self.pair(
-            subject,
-            |k| f64::from(step.after[k]) - f64::from(step.before[k]),
-            |k| f64::from(step.after[k]),
-        );
+        let pair =
+            self.pair(subject, |k| f64::from(step.after[k]) - f64::from(step.before[k]), |k| f64::from(step.after[k]));
         Update { updates: pair.squares, weights: pair.reference_squares }
     }
 
@@ -249,10 +258,8 @@ impl Oracle {
         );
         let batches = &self.tape.references[task];
         let n = batches.len() as f64;
-        let projections: Vec<f64> = batches
-            .iter()
-            .map(|batch| batch.iter().enumerate().map(|(k, g)| f64::from(*g) * drift(k)).sum())
-            .collect();
+        let projections: Vec<f64> =
+            batches.iter().map(|batch| batch.iter().enumerate().map(|(k, g)| f64::from(*g) * drift(k)).sum()).collect();
         let mean = projections.iter().sum::<f64>() / n;
         let variance = projections.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / (n - 1.0);
         Prediction {
@@ -274,10 +281,8 @@ impl Oracle {
         let sampled = (0..=step).filter(|s| s.is_multiple_of(3) && self.step(*s).task == current);
         let sampled: Vec<&Step> = sampled.map(|s| self.step(s)).collect();
         assert_eq!(sampled.len(), count, "fewer steps than the window holds");
-        let steps: Vec<Vec<f64>> = sampled
-            .iter()
-            .map(|s| elements.iter().map(|&k| s.scale * f64::from(s.gradients[k])).collect())
-            .collect();
+        let steps: Vec<Vec<f64>> =
+            sampled.iter().map(|s| elements.iter().map(|&k| s.scale * f64::from(s.gradients[k])).collect()).collect();
         let batches: Vec<Vec<f64>> = self.tape.references[task]
             .iter()
             .map(|batch| elements.iter().map(|&k| f64::from(batch[k])).collect())
@@ -309,8 +314,8 @@ impl Oracle {
         let position = losses.iter().position(|(_, n, v)| n == name && *v == value).expect("a recorded loss");
         let current = losses[position].0;
         let at_end_of = |trained: usize| -> f64 {
-            let of_this = losses[..=position].iter().filter(|(c, n, _)| *c == Some(trained) && n == name);
-            of_this.last().map_or(f64::NAN, |(_, _, v)| *v)
+            let mut of_this = losses[..=position].iter().filter(|(c, n, _)| *c == Some(trained) && n == name);
+            of_this.next_back().map_or(f64::NAN, |(_, _, v)| *v)
         };
         if current.is_none_or(|current| current <= task) {
             return Forgetting { own: f64::NAN, since_own: f64::NAN, maximum: f64::NAN };

@@ -25,19 +25,14 @@ impl Staging {
 pub fn units(span: Span) -> impl Iterator<Item = Span> {
     let first = span.start / UNIT;
     let last = span.end.div_ceil(UNIT);
-    (first..last).map(move |unit| Span {
-        start: (unit * UNIT).max(span.start),
-        end: ((unit + 1) * UNIT).min(span.end),
-    })
+    (first..last).map(move |unit| Span { start: (unit * UNIT).max(span.start), end: ((unit + 1) * UNIT).min(span.end) })
 }
 
 /// The blocks of a unit, in order.
 pub fn blocks(unit: Span) -> impl Iterator<Item = Block> {
     let size = BLOCK as u64;
-    (unit.start / size..unit.end.div_ceil(size)).map(move |block| Block {
-        start: (block * size).max(unit.start),
-        end: ((block + 1) * size).min(unit.end),
-    })
+    (unit.start / size..unit.end.div_ceil(size))
+        .map(move |block| Block { start: (block * size).max(unit.start), end: ((block + 1) * size).min(unit.end) })
 }
 
 /// A range of indices inside one aligned stretch of 4,096.

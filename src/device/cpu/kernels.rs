@@ -10,9 +10,9 @@
 //!
 //! All blocks are whole chunks of 256 elements, filled up with zeros, which add nothing to any sum.
 
-use super::vector::{LANES, Portable, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
+use super::vector::{LANES, Portable, Vector};
 use crate::device::PairSums;
 use crate::sketch::{CHUNK, Layout, hash};
 
@@ -26,14 +26,17 @@ pub const NOWHERE: *const u8 = std::ptr::null();
 const WIDTH: usize = 4;
 const STRIDE: usize = WIDTH * LANES;
 
+/// What the two factors of a product are multiplied by first: see [`normalizers`].
+pub type Scales = (f32, f32);
+
 /// The kernels compiled for one instruction set.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub name: &'static str,
     pub peak: fn(&[f32]) -> u32,
     pub squares: fn(&[f32], f32) -> f64,
-    pub dot: fn(&[f32], &[f32], (f32, f32)) -> f64,
-    pub pair: fn(&[f32], &[f32], (f32, f32)) -> PairSums,
+    pub dot: fn(&[f32], &[f32], Scales) -> f64,
+    pub pair: fn(&[f32], &[f32], Scales) -> PairSums,
     pub widen: fn(&[u16], &mut [f32]),
     pub difference: fn(&[f32], &[f32], &mut [f32]),
     pub sketch: fn(&[f32], &Layout, u64, &mut [f32], *const u8),
@@ -67,7 +70,7 @@ impl Kernels {
 /// Powers of two by which two factors have to be multiplied before they are multiplied with each other, so that products
 /// and squares of products stay in range: 1 where they do anyhow, which is nearly always. The peaks are finite.
 #[inline(always)]
-pub fn normalizers(x_peak: f32, y_peak: f32) -> (f32, f32) {
+pub fn normalizers(x_peak: f32, y_peak: f32) -> Scales {
     // A product of peaks down to 2⁻⁴⁰ has a square of 2⁻⁸⁰: only terms 2²³ times smaller than it underflow.
     const SAFE: i32 = 40;
     let exponent = |peak: f32| ((peak.to_bits() >> 23) & 0xff) as i32 - 127;
@@ -156,13 +159,13 @@ unsafe fn scaled<V: Vector, const SCALED: bool>(address: *const f32, factor: V) 
 
 /// Σ x·y, each scaled by its own factor; the result is of the unscaled values.
 #[inline(always)]
-unsafe fn dot<V: Vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> f64 {
+unsafe fn dot<V: Vector>(x: &[f32], y: &[f32], scales: Scales) -> f64 {
     // SAFETY: the instruction set is the caller's promise.
     unsafe { if scales == (1.0, 1.0) { dot_of::<V, false>(x, y, scales) } else { dot_of::<V, true>(x, y, scales) } }
 }
 
 #[inline(always)]
-unsafe fn dot_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: (f32, f32)) -> f64 {
+unsafe fn dot_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: Scales) -> f64 {
     assert!(x.len() == y.len() && x.len().is_multiple_of(CHUNK));
     // SAFETY: steps of STRIDE stay inside both, whose common length is a multiple of CHUNK.
     unsafe {
@@ -181,13 +184,13 @@ unsafe fn dot_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: (f
 
 /// Everything a gradient and a reference have in common: see [`PairSums`]. Asks for what follows `y` in memory.
 #[inline(always)]
-unsafe fn pair<V: Vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> PairSums {
+unsafe fn pair<V: Vector>(x: &[f32], y: &[f32], scales: Scales) -> PairSums {
     // SAFETY: the instruction set is the caller's promise.
     unsafe { if scales == (1.0, 1.0) { pair_of::<V, false>(x, y, scales) } else { pair_of::<V, true>(x, y, scales) } }
 }
 
 #[inline(always)]
-unsafe fn pair_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: (f32, f32)) -> PairSums {
+unsafe fn pair_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: Scales) -> PairSums {
     assert!(x.len() == y.len() && x.len().is_multiple_of(CHUNK));
     // SAFETY: steps of STRIDE stay inside both, whose common length is a multiple of CHUNK.
     unsafe {
@@ -234,7 +237,9 @@ unsafe fn difference<V: Vector>(x: &[f32], y: &[f32], out: &mut [f32]) {
     assert!(x.len() == y.len() && x.len() == out.len() && x.len().is_multiple_of(LANES));
     for start in (0..x.len()).step_by(LANES) {
         // SAFETY: steps of LANES stay inside all three.
-        unsafe { V::load(x.as_ptr().add(start)).sub(V::load(y.as_ptr().add(start))).store(out.as_mut_ptr().add(start)) };
+        unsafe {
+            V::load(x.as_ptr().add(start)).sub(V::load(y.as_ptr().add(start))).store(out.as_mut_ptr().add(start))
+        };
     }
 }
 
@@ -291,7 +296,6 @@ unsafe fn sketch_f64<V: Vector>(x: &[f32], layout: &Layout, first: u64, buckets:
     }
 }
 
-
 /// One kernel compiled with an instruction set enabled, as a safe function for the table of that set.
 macro_rules! entry {
     ([$($feature:literal)?] $kernel:ident::<$vector:ty>($($argument:ident: $type:ty),*) -> $result:ty) => {
@@ -317,8 +321,8 @@ macro_rules! table {
                 name: $name,
                 peak: entry!([$($feature)?] peak::<$vector>(x: &[f32]) -> u32),
                 squares: entry!([$($feature)?] squares::<$vector>(x: &[f32], scale: f32) -> f64),
-                dot: entry!([$($feature)?] dot::<$vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> f64),
-                pair: entry!([$($feature)?] pair::<$vector>(x: &[f32], y: &[f32], scales: (f32, f32)) -> PairSums),
+                dot: entry!([$($feature)?] dot::<$vector>(x: &[f32], y: &[f32], scales: Scales) -> f64),
+                pair: entry!([$($feature)?] pair::<$vector>(x: &[f32], y: &[f32], scales: Scales) -> PairSums),
                 widen: entry!([$($feature)?] widen::<$vector>(x: &[u16], out: &mut [f32]) -> ()),
                 difference: entry!([$($feature)?] difference::<$vector>(x: &[f32], y: &[f32], out: &mut [f32]) -> ()),
                 sketch: entry!([$($feature)?] sketch::<$vector>(x: &[f32], layout: &Layout, first: u64, buckets: &mut [f32], next: *const u8) -> ()),

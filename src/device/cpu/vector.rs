@@ -174,8 +174,7 @@ unsafe impl Vector for Avx2 {
             _mm256_sub_ps(total.0, _mm256_and_ps(low, self.0)),
             _mm256_sub_ps(total.1, _mm256_and_ps(high, self.1)),
         );
-        let active =
-            count(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, zero), _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.1, zero));
+        let active = count(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, zero), _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.1, zero));
         (rest, count(low, high), active)
     }
     #[inline(always)]

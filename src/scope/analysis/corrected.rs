@@ -59,11 +59,8 @@ impl Analysis {
                         with_sum: spread.with_sum.iter().map(|sums| sums[index]).collect(),
                         with_other: batches.list().iter().map(|b| dot(&b[range.clone()], mean)).collect(),
                     };
-                    let error = slice.layout.standard_error(
-                        dot(mean, mean),
-                        spread.mean_squares[index],
-                        dot(mean, reference),
-                    );
+                    let error =
+                        slice.layout.standard_error(dot(mean, mean), spread.mean_squares[index], dot(mean, reference));
                     Some(Samples { steps, batches, sketch_variance: error * error })
                 },
                 |total: &mut Samples, part| {
@@ -74,8 +71,7 @@ impl Analysis {
             );
             for (subject, samples) in totals {
                 let found = corrected_cosine(&samples.steps, &samples.batches, samples.sketch_variance.sqrt());
-                let mut record =
-                    Record { step, reference: task, ..self.publisher.record(kind::CORRECTED, subject) };
+                let mut record = Record { step, reference: task, ..self.publisher.record(kind::CORRECTED, subject) };
                 record.flags |= flags | if found.cosine.value.is_nan() { flag::UNDETERMINED } else { 0 };
                 let values = [
                     found.cosine.value,

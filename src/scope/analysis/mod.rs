@@ -128,8 +128,8 @@ impl Analysis {
                 self.outcomes.train(None);
                 let state = self.tasks.entry(task).or_default();
                 // A reference by sampling is all that a trainer who gives none can have.
-                state.trailing = (!self.window.is_empty())
-                    .then(|| Batches::from_list(self.window.sketches().cloned().collect()));
+                state.trailing =
+                    (!self.window.is_empty()).then(|| Batches::from_list(self.window.sketches().cloned().collect()));
             }
             TaskEvent::Reference | TaskEvent::Snapshot => {}
         }

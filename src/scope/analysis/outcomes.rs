@@ -34,8 +34,7 @@ impl OutcomeTable {
         let Some(outcomes) = self.metrics.get_mut(&metric) else { return };
         let found = outcomes.record(task, value);
         let record = |kind| Record { step, ..publisher.record(kind, Subject::MODEL) };
-        let (evaluation, transfer) =
-            (Record { reference: task, ..record(kind::EVALUATION) }, record(kind::TRANSFER));
+        let (evaluation, transfer) = (Record { reference: task, ..record(kind::EVALUATION) }, record(kind::TRANSFER));
         let metric = f64::from(metric);
         let values = [value, found.best, found.own, found.maximum, found.since_own, metric];
         let transferred = outcomes.transfer();
