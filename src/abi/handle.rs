@@ -2,8 +2,10 @@
 
 use super::boundary::{Failure, Outcome};
 use super::status::fgs_status;
+use crate::scope::schema::Fault;
 use crate::scope::{Front, Scope};
 use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -68,7 +70,39 @@ pub(super) unsafe fn scope<'a>(handle: *const fgs_scope) -> Outcome<Option<&'a S
 pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut Front) -> Outcome<()>) -> Outcome {
     // SAFETY: the same promise.
     if let Some(scope) = unsafe { scope(handle) }? {
-        call(&mut scope.front())?;
+        let mut front = scope.front();
+        match catch_unwind(AssertUnwindSafe(|| call(&mut front))) {
+            Ok(outcome) => outcome?,
+            Err(panic) => {
+                front.fault(Fault::Panic);
+                // The boundary of the function makes a status of it.
+                resume_unwind(panic);
+            }
+        }
     }
     Ok(fgs_status::FGS_OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::boundary::guard;
+    use crate::ring::Reader;
+    use crate::scope::Options;
+
+    #[test]
+    fn a_panic_inside_a_call_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.ring");
+        let options = Options { ring_path: Some(path.clone()), ..Options::default() };
+        let handle = fgs_scope::new(Some(Scope::open(options).unwrap()));
+        // SAFETY: the handle is alive and not shared.
+        let status = guard(|| unsafe { with_front(&handle, |_| panic!("on purpose")) });
+        assert_eq!(status, fgs_status::FGS_ERROR_INTERNAL);
+        // SAFETY: as above.
+        let status = guard(|| unsafe { with_front(&handle, |front| Ok(front.step_begin(1)?)) });
+        assert_eq!(status, fgs_status::FGS_OK, "the scope goes on");
+        handle.into_scope().unwrap().close();
+        assert_eq!(Reader::open(path).unwrap().counter(Fault::Panic as usize), 1);
+    }
 }
