@@ -177,8 +177,8 @@ fn fused_pass(threads: usize, report: &mut Report) {
         unsafe { (Memory::new(gradient.as_ptr().cast(), DType::F32), Memory::new(half.as_ptr().cast(), DType::Bf16)) };
     let slices = segments(|tensor| if tensor % 2 == 0 { HEADS } else { 1 });
     let buckets = slices.iter().map(|(layout, _)| layout.buckets).sum();
-    let mut sketches = vec![vec![0.0; buckets]; 3];
-    let [first, second, third] = &mut sketches[..] else { unreachable!() };
+    let mut sketches = vec![vec![0.0; buckets]; 4];
+    let [first, second, third, fourth] = &mut sketches[..] else { unreachable!() };
     // SAFETY: reading numbers as bytes.
     let bytes = unsafe { std::slice::from_raw_parts(gradient.as_ptr().cast::<u8>(), 4 * ELEMENTS) };
     let times = best(&mut [
@@ -188,6 +188,7 @@ fn fused_pass(threads: usize, report: &mut Report) {
         Box::new(|| pass(&device, single, &slices, None, first)),
         Box::new(|| pass(&device, single, &slices, Some(&reference), second)),
         Box::new(|| pass(&device, bf16, &slices, None, third)),
+        Box::new(|| pass(&device, bf16, &slices, Some(&reference), fourth)),
     ]);
     let rate = |bytes: usize, seconds: f64| (bytes * ELEMENTS) as f64 / seconds / 1e9;
     let read = rate(4, times[0]);
@@ -196,6 +197,7 @@ fn fused_pass(threads: usize, report: &mut Report) {
         ("fp32 gradient: norms, sketch", 4, times[1]),
         ("fp32 gradient and exact reference: all sums", 8, times[2]),
         ("bf16 gradient: norms, sketch", 2, times[3]),
+        ("bf16 gradient and exact fp32 reference: all sums", 6, times[4]),
     ] {
         report.add(name, rate(bytes, seconds), "GB/s");
         report.add("  share of the read bandwidth", rate(bytes, seconds) / read, "");

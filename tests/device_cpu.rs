@@ -10,8 +10,8 @@ use forgetscope::sketch::{Layout, add};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-/// Relative error of a sum of squares or products: 64 fp32 terms a lane and one rounding of each scaled term.
-const BOUND: f64 = 66.0 * 5.960_464_477_539_063e-8;
+/// Relative error of a sum of squares or products: 64 fp32 terms a lane, one rounding of each term, two of the lanes of four accumulators.
+const BOUND: f64 = 68.0 * 5.960_464_477_539_063e-8;
 
 fn values(key: u64, length: usize) -> Vec<f32> {
     (0..length as u64)
