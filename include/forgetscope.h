@@ -513,17 +513,21 @@ fgs_status fgs_register(fgs_scope *scope,
 //
 // Accepted: float64, float32, float16, bfloat16, in host memory, row-major or any strides that amount to at most two
 // dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
-// dimension is the layer (or layer × rows). Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
+// dimension is the layer (or layer × rows). Unbinding the first id, with `tensor` NULL or without elements, unbinds all
+// layers, however they were bound. Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
 // FGS_ERROR_UNSUPPORTED (device, dtype, strides).
 //
 // Requires:
 // `scope` must come from `fgs_open` and not have been closed; `tensor` must be NULL or describe readable memory.
-fgs_status fgs_bind(fgs_scope *scope, uint32_t id, uint32_t what, const fgs_dltensor *tensor);
+fgs_status fgs_bind(fgs_scope *scope,
+                    uint32_t id,
+                    uint32_t what,
+                    const fgs_dltensor *tensor);
 
 // Says where this rank's part of a tensor lies. `shard` tells which elements of the unsharded tensor it is; NULL: all.
 //
 // Whatever is not covered belongs to other ranks and is never read here. Data that was cut at any place is fine, also in
-// the middle of a row or head. Otherwise as `fgs_bind`.
+// the middle of a row or head. With a shard `id` is one tensor, never a stack. Otherwise as `fgs_bind`.
 //
 // Requires:
 // As for `fgs_bind`; `shard` must be NULL or readable.

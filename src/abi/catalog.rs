@@ -291,7 +291,8 @@ fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
 ///
 /// Accepted: float64, float32, float16, bfloat16, in host memory, row-major or any strides that amount to at most two
 /// dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
-/// dimension is the layer (or layer × rows). Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
+/// dimension is the layer (or layer × rows). Unbinding the first id, with `tensor` NULL or without elements, unbinds all
+/// layers, however they were bound. Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
 /// FGS_ERROR_UNSUPPORTED (device, dtype, strides).
 ///
 /// # Safety
@@ -310,7 +311,7 @@ pub unsafe extern "C" fn fgs_bind(
 /// Says where this rank's part of a tensor lies. `shard` tells which elements of the unsharded tensor it is; NULL: all.
 ///
 /// Whatever is not covered belongs to other ranks and is never read here. Data that was cut at any place is fine, also in
-/// the middle of a row or head. Otherwise as `fgs_bind`.
+/// the middle of a row or head. With a shard `id` is one tensor, never a stack. Otherwise as `fgs_bind`.
 ///
 /// # Safety
 /// As for `fgs_bind`; `shard` must be NULL or readable.
@@ -332,15 +333,18 @@ pub unsafe extern "C" fn fgs_bind_shard(
                     2 => Source::Master,
                     other => return Err(Failure::invalid(format!("what: {other} is not an fgs_data"))),
                 };
+                let (stack, numel) = front.stack(id)?;
+                // As with data: no shard means the whole stack, a shard is of one layer.
+                let layers = if shard.is_null() { stack } else { 1 };
+                let mut unbind = || Ok((id..id + layers).try_for_each(|id| front.unbind(id, source))?);
                 if tensor.is_null() {
-                    return Ok(front.unbind(id, source)?);
+                    return unbind();
                 }
                 let data = host_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
                 if data.numel() == 0 {
-                    return Ok(front.unbind(id, source)?);
+                    return unbind();
                 }
-                let (stack, numel) = front.stack(id)?;
                 if stack > 1 && shard.is_none() && data.numel() == numel * u64::from(stack) {
                     for layer in 0..stack {
                         let Some(part) = data.layer(layer, stack) else {

@@ -39,6 +39,45 @@ static void check_layers(fgs_scope *scope, uint64_t step, uint32_t id, double nu
     ring_free(&all);
 }
 
+/* Ids of a stack's layers that are measured in a step, as bits. */
+static unsigned measured(fgs_scope *scope, uint64_t step, uint32_t id)
+{
+    unsigned layers = 0;
+    measure_step(scope, step);
+    ring all = ring_of(scope);
+    for (uint32_t layer = 0; layer < LAYERS; layer++)
+        if (seek(&all, "gradient", step, LEVEL_TENSOR, id + layer, NONE) != NULL)
+            layers |= 1u << layer;
+    ring_free(&all);
+    return layers;
+}
+
+/* What was bound by one call is unbound by one call: the buffer may be freed after it. */
+static void unbinding(void)
+{
+    fgs_scope *scope = open_scope();
+    uint32_t id = register_stack(scope, "h{layer}.ln1w", FGS_ROLE_NORM, CHANNELS, 0);
+    fgs_dltensor stacked = F32(norm, LAYERS, CHANNELS), layer = F32(norm, CHANNELS), empty = F32(norm, 0);
+    uint64_t step = 0;
+    OK(fgs_bind(scope, id, FGS_GRAD, &stacked));
+    CHECK(measured(scope, step++, id) == 7);
+    OK(fgs_bind(scope, id, FGS_GRAD, NULL));
+    CHECK(measured(scope, step++, id) == 0);
+    OK(fgs_bind(scope, id, FGS_GRAD, &stacked));
+    OK(fgs_bind(scope, id, FGS_GRAD, &empty));
+    CHECK(measured(scope, step++, id) == 0);
+    /* Another layer than the first stands for itself, and so does each that is bound as a shard. */
+    OK(fgs_bind(scope, id, FGS_GRAD, &stacked));
+    OK(fgs_bind(scope, id + 1, FGS_GRAD, NULL));
+    CHECK(measured(scope, step++, id) == 5);
+    fgs_shard shard = FGS_SHARD_INIT;
+    OK(fgs_bind_shard(scope, id, FGS_GRAD, &empty, &shard));
+    CHECK(measured(scope, step++, id) == 4);
+    OK(fgs_bind_shard(scope, id, FGS_GRAD, &layer, &shard));
+    CHECK(measured(scope, step++, id) == 5);
+    OK(fgs_close(scope));
+}
+
 int main(void)
 {
     fill_layers(qkv, QKV);
@@ -96,5 +135,7 @@ int main(void)
     fgs_dltensor last = F32(other, 8);
     OK(fgs_bind(scope, other_id, FGS_GRAD, &last));
     OK(fgs_close(scope));
+
+    unbinding();
     return RESULT();
 }
