@@ -190,7 +190,14 @@ impl HostTensor {
             ));
         };
         let numel = self.numel();
-        let rows = self.shape().first().map_or(1, |&rows| rows as u64);
+        // A layer of a stacked buffer, or a batch of one: a matrix whatever dimensions of length 1 come first.
+        let mut shape = self.shape();
+        while let [1, rest @ ..] = shape
+            && rest.len() >= 2
+        {
+            shape = rest;
+        }
+        let rows = shape.first().map_or(1, |&rows| rows as u64);
         // SAFETY: the caller's promise; alignment was checked by `host_tensor`.
         let memory = unsafe { Memory::new(self.base, self.dtype) };
         Ok(Data { memory, view, shape: (rows, numel.checked_div(rows).unwrap_or(0)) })

@@ -78,6 +78,31 @@ static void unbinding(void)
     OK(fgs_close(scope));
 }
 
+/* The heads of an output projection are columns of each layer: its shape is that of the buffer without the layers. */
+static void heads_of_columns(void)
+{
+    enum { ROWS = 5, COLUMNS = 6 };
+    static float output[LAYERS * ROWS * COLUMNS];
+    int columns_per_head = COLUMNS / HEADS;
+    for (int i = 0; i < LAYERS * ROWS * COLUMNS; i++)
+        output[i] = i % COLUMNS < columns_per_head ? 2.0f : 0.0f;
+    fgs_scope *scope = open_scope();
+    uint32_t id = register_stack(scope, "h{layer}.attn.proj", FGS_ROLE_OUTPUT, ROWS * COLUMNS, HEADS);
+    fgs_dltensor cube = F32(output, LAYERS, ROWS, COLUMNS);
+    OK(fgs_bind(scope, id, FGS_GRAD, &cube));
+    measure_step(scope, 0);
+    ring all = ring_of(scope);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        const fgs_record *first = of_head(&all, "gradient", 0, id + layer, FGS_ROLE_OUTPUT, 0);
+        const fgs_record *second = of_head(&all, "gradient", 0, id + layer, FGS_ROLE_OUTPUT, 1);
+        CHECK(value(&all, first, "squares") == 4.0 * ROWS * columns_per_head);
+        CHECK(value(&all, second, "squares") == 0.0);
+        CHECK(value(&all, second, "elements") == ROWS * columns_per_head);
+    }
+    ring_free(&all);
+    OK(fgs_close(scope));
+}
+
 int main(void)
 {
     fill_layers(qkv, QKV);
@@ -137,5 +162,6 @@ int main(void)
     OK(fgs_close(scope));
 
     unbinding();
+    heads_of_columns();
     return RESULT();
 }
