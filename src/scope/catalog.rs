@@ -244,6 +244,12 @@ impl Catalog {
         parts
     }
 
+    /// Explicit mantissa bits of the parameters of a slice as they are bound now.
+    pub fn mantissa_bits(&self, slice: usize) -> i32 {
+        let tensor = &self.tensors[self.slices[slice].tensor as usize];
+        tensor.parameters().map_or(23, Binding::mantissa_bits)
+    }
+
     /// A binding that is used once and not kept: data that is fed.
     pub fn transient(&self, id: u32, data: Data, shard: Option<Shard>) -> Result<Binding> {
         let tensor = self.tensor(id)?;

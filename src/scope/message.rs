@@ -36,9 +36,8 @@ pub enum Message {
     },
     Reference(Box<ReferenceBatch>),
     Snapshot(Box<SnapshotSketch>),
-    /// The parameters moved on to a moment that is not a sampled step: per task the origin of its reference, the batches
-    /// in it, the path; and the fp64 sketch of slices without an exact copy.
-    Path(Vec<(TaskId, Option<Origin>, f64, f64)>, Vec<f64>),
+    /// The parameters were read at a moment that is not a sampled step.
+    Moved(Box<Movement>),
     Step(Box<StepSums>),
     Evaluation {
         task: TaskId,
@@ -76,8 +75,8 @@ pub struct SnapshotSketch {
     pub task: TaskId,
     /// fp64 sketch of the whole model; empty if every snapshot is exact.
     pub sketch: Vec<f64>,
-    /// Slices of which `sketch` holds something.
-    pub sketched: Vec<bool>,
+    /// Elements of each slice that `sketch` holds; 0: nothing.
+    pub elements: Vec<u64>,
 }
 
 /// Everything that was measured in one step.
@@ -99,9 +98,10 @@ pub struct StepSums {
     pub updates: Vec<Option<UpdateStep>>,
     /// Sketch of the update of slices that are compared exactly.
     pub update_sketch: Vec<f32>,
-    /// fp64 sketches of the parameters before and after the update, of slices that are not; empty if there is none.
-    pub weights_before: Vec<f64>,
+    /// fp64 sketch of the parameters after the update, of slices that are not; empty if there is none.
     pub weights_after: Vec<f64>,
+    /// How the parameters moved up to the beginning of this step.
+    pub movement: Movement,
     /// One per earlier task.
     pub references: Vec<ReferenceStep>,
 }
@@ -112,11 +112,10 @@ impl StepSums {
         self.gradients.resize(slices, None);
         self.updates.resize(slices, None);
         self.sketch.resize(buckets, 0.0);
-        for weights in [&mut self.weights_before, &mut self.weights_after] {
-            if !weights.is_empty() {
-                weights.resize(buckets, 0.0);
-            }
+        if !self.weights_after.is_empty() {
+            self.weights_after.resize(buckets, 0.0);
         }
+        self.movement.resize(slices, buckets);
         for reference in &mut self.references {
             reference.pairs.resize(slices, None);
             reference.updates.resize(slices, None);
@@ -125,10 +124,48 @@ impl StepSums {
     }
 }
 
+/// How the parameters moved since they were read the last time, and what they are now.
+#[derive(Debug, Default)]
+pub struct Movement {
+    /// Slices with an exact copy that was compared, and the sketch of the difference.
+    pub compared: Vec<bool>,
+    pub sketch: Vec<f32>,
+    /// Slices without an exact copy, and their fp64 sketch; empty if there are none.
+    pub sketched: Vec<bool>,
+    pub weights: Vec<f64>,
+    pub tasks: Vec<TaskMovement>,
+}
+
+/// How the parameters moved along one task's reference.
+#[derive(Debug)]
+pub struct TaskMovement {
+    pub task: TaskId,
+    /// As in [`ReferenceStep`].
+    pub origin: Option<Origin>,
+    pub batches: f64,
+    /// ⟨r, difference⟩ of slices where both are exact.
+    pub dots: Vec<Option<f64>>,
+}
+
+impl Movement {
+    /// Makes room for slices that became known since.
+    pub fn resize(&mut self, slices: usize, buckets: usize) {
+        self.compared.resize(slices, false);
+        self.sketched.resize(slices, false);
+        self.sketch.resize(buckets, 0.0);
+        if !self.weights.is_empty() {
+            self.weights.resize(buckets, 0.0);
+        }
+        self.tasks.iter_mut().for_each(|task| task.dots.resize(slices, None));
+    }
+}
+
 /// What was measured of a slice's parameters.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UpdateStep {
     pub sums: UpdateSums,
+    /// The parameters were also read before the update; otherwise nothing is known of it.
+    pub compared: bool,
     /// `sums.updates` was measured against an exact copy; otherwise it follows from sketches.
     pub exact: bool,
     /// Mantissa bits of the parameters' type.
@@ -151,8 +188,6 @@ pub struct ReferenceStep {
     pub pairs: Vec<Option<ExactPair>>,
     /// This step's update and the reference, where both are exact.
     pub updates: Vec<Option<ExactPair>>,
-    /// ⟨r, θ − θ'⟩ over exact slices, θ' being the parameters at the step that was sampled before.
-    pub path: f64,
     /// Per slice; `None` where there is no exact snapshot.
     pub drifts: Vec<Option<DriftStep>>,
     /// Sketch of the drift of slices with an exact snapshot.
@@ -160,7 +195,7 @@ pub struct ReferenceStep {
 }
 
 /// Sums of a gradient and an exact reference (a sum of batches).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ExactPair {
     pub sums: PairSums,
     /// Σ r².
@@ -173,4 +208,6 @@ pub struct DriftStep {
     pub sums: DriftSums,
     /// `sums.reference_dot` is with an exact reference.
     pub anchored: bool,
+    /// Mantissa bits of the parameters' type, or of the snapshot's if those are fewer.
+    pub mantissa_bits: i32,
 }

@@ -281,7 +281,7 @@ impl Front {
         if name.is_empty() {
             return Err(invalid!("task: the name is empty"));
         }
-        if self.tasks.list.len() >= usize::from(u16::MAX) {
+        if self.tasks.list.len() >= usize::from(u16::MAX) && self.tasks.list.iter().all(|task| task.name != name) {
             return Err(invalid!("task: '{name}' would be task number 65536, one more than there can be"));
         }
         let (id, is_new) = self.tasks.id(name);

@@ -5,7 +5,7 @@ use super::message::{Message, Origin, ReferenceBatch, SnapshotSketch, TaskId};
 use super::schema::{Fault, TaskEvent};
 use super::shard::Shard;
 use super::step::check_scale;
-use super::storage::{Budget, Exact};
+use super::storage::{Budget, Exact, elements};
 use super::task::ExactReference;
 use super::{Front, Result, error::invalid};
 use crate::device::{AccumulateJob, Copy, Device, GradientSums, ParameterJob, SliceRead, Span, UpdateSums};
@@ -27,6 +27,10 @@ impl Front {
     pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
         check_scale(scale)?;
         self.expect_idle("fgs_reference_add")?;
+        if self.schedules.iter().all(|schedule| schedule.every == 0) {
+            // Nothing is ever sampled, so there is nothing to compare with either.
+            return Ok(());
+        }
         let is_bound = |tensor: &super::catalog::Tensor| tensor.has_gradient() && tensor.schedule.every != 0;
         if self.pending.is_none() && !self.catalog.tensors.iter().any(is_bound) {
             return Err(invalid!("fgs_reference_add: no gradient is bound; call fgs_bind with FGS_GRAD first"));
@@ -83,6 +87,15 @@ impl Front {
         Ok(())
     }
 
+    /// A step begins while a batch is half fed: what was added of it cannot be told from whole batches any more, so the
+    /// exact sums are given up; the sketches do not have it yet.
+    pub(super) fn give_up_batch(&mut self) {
+        let Some(batch) = self.pending.take() else { return };
+        let reference = reference(&mut self.tasks.list[usize::from(batch.task)], &batch);
+        self.budget.release(reference.sums.drain(..).flatten());
+        self.fault(Fault::Dropped);
+    }
+
     fn report(&self, found: Accumulated) {
         if found.non_finite > 0 {
             self.fault(Fault::NonFinite);
@@ -106,6 +119,10 @@ impl Front {
         let (epoch, is_current) = (self.updates, self.tasks.current == Some(task));
         let state = &mut self.tasks.list[usize::from(task)];
         let origin = state.origin_at(epoch, is_current);
+        if !is_current {
+            // A task that is not trained here: its reference is at home where it was first taken.
+            state.anchor.get_or_insert(epoch);
+        }
         let (_, first) = state.reference_for(origin, epoch, &mut self.budget);
         let (fed, begun, sketch) = (Vec::new(), Vec::new(), vec![0.0; self.catalog.buckets]);
         Ok(PendingBatch { task, origin, first, fed, begun, sketch })
@@ -124,10 +141,13 @@ impl Front {
             budget.release(old.into_iter().flatten());
         }
         let mut kept: Vec<Option<Exact>> =
-            reads.iter().map(|read| read.as_ref().and_then(|read| budget.allocate(Span::of(read.segments)))).collect();
-        let sketched: Vec<bool> =
-            reads.iter().zip(&kept).map(|(read, kept)| read.is_some() && kept.is_none()).collect();
-        let mut sketch = vec![0.0; if sketched.contains(&true) { catalog.buckets } else { 0 }];
+            reads.iter().map(|read| read.as_ref().and_then(|read| budget.allocate(read.segments))).collect();
+        let sketched = reads.iter().zip(&kept).map(|(read, kept)| match (read, kept) {
+            (Some(read), None) => elements(read.segments),
+            _ => 0,
+        });
+        let sketched: Vec<u64> = sketched.collect();
+        let mut sketch = vec![0.0; if sketched.iter().any(|&count| count > 0) { catalog.buckets } else { 0 }];
         let mut jobs = Vec::new();
         for ((read, kept), sketch) in reads.into_iter().zip(&mut kept).zip(catalog.split(&mut sketch)) {
             let Some(read) = read else { continue };
@@ -142,10 +162,14 @@ impl Front {
             jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks: Vec::new(), update });
         }
         device.parameters(&mut jobs);
-        kept.iter_mut().flatten().for_each(|exact| exact.measure(&**device));
+        for (slice, exact) in kept.iter_mut().enumerate() {
+            let Some(exact) = exact else { continue };
+            exact.measure(&**device);
+            exact.mantissa_bits = catalog.mantissa_bits(slice);
+        }
         state.snapshot = Some(kept);
         state.anchor = Some(self.updates);
-        self.drain.send(Message::Snapshot(Box::new(SnapshotSketch { task, sketch, sketched })));
+        self.drain.send(Message::Snapshot(Box::new(SnapshotSketch { task, sketch, elements: sketched })));
         self.event(task, TaskEvent::Snapshot);
     }
 }
@@ -187,13 +211,14 @@ fn accumulate(
         let span = Span::of(read.segments);
         let is_first_part = !std::mem::replace(begun, true);
         if is_first_batch && is_first_part {
-            *sum = budget.allocate(span);
-        } else if is_first_batch && let Some(old) = sum.take_if(|sum| !sum.span.contains(span)) {
+            *sum = budget.allocate(read.segments);
+        } else if is_first_batch && let Some(old) = sum.take() {
             // Another part of a slice that is fed shard by shard.
-            *sum = budget.extend(old, span);
+            *sum = budget.extend(old, read.segments);
         }
-        // A sum over other indices cannot take this batch: without it the mean would be wrong.
-        if let Some(old) = sum.take_if(|sum| !sum.span.contains(span)) {
+        // A sum over other elements cannot take this batch: without it the mean would be wrong.
+        if let Some(old) = sum.take_if(|sum| !sum.span.contains(span) || !is_first_batch && !sum.covers(read.segments))
+        {
             budget.release([old]);
             dropped = true;
         }

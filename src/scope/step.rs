@@ -4,7 +4,7 @@
 //! gradients, parameters before the update, parameters after it. All reading is over when the call returns.
 
 use super::catalog::{Catalog, Data};
-use super::message::{DriftStep, ExactPair, Message, ReferenceStep, StepSums, UpdateStep};
+use super::message::{DriftStep, ExactPair, Message, Movement, ReferenceStep, StepSums, TaskMovement, UpdateStep};
 use super::schema::{Fault, flag};
 use super::shard::Shard;
 use super::storage::{Budget, Exact};
@@ -45,8 +45,9 @@ struct Measured {
     due: Vec<bool>,
     /// Tensors that were fed and need not be read again.
     fed: Vec<bool>,
-    /// Parameters were read.
+    /// Parameters were read before the update, and of which slices.
     before_taken: bool,
+    taken: Vec<bool>,
     spent_ns: u64,
 }
 
@@ -69,8 +70,11 @@ impl Front {
     pub fn step_begin(&mut self, step: u64) -> Result<()> {
         if self.step.phase != Phase::Idle {
             self.fault(Fault::Abandoned);
-            self.step.sums = None;
+            self.give_up_step();
+            // Nobody said whether the weights were updated: better to take them for changed.
+            self.updates += 1;
         }
+        self.give_up_batch();
         let rerun = self.step.highest.is_some_and(|highest| step <= highest);
         self.step.highest = self.step.highest.max(Some(step));
         self.step.number = step;
@@ -95,18 +99,27 @@ impl Front {
             ..StepSums::default()
         };
         let fed = vec![false; due.len()];
-        self.step.sums = Some(Box::new(Measured { sums, due, fed, before_taken: false, spent_ns: 0 }));
+        self.step.sums =
+            Some(Box::new(Measured { sums, due, fed, before_taken: false, taken: Vec::new(), spent_ns: 0 }));
         Ok(())
+    }
+
+    /// Ends the step that is going on without its statistics. What was already seen of the parameters is kept: their
+    /// copies have moved on.
+    pub fn give_up_step(&mut self) {
+        self.step.phase = Phase::Idle;
+        if let Some(measured) = self.step.sums.take().filter(|measured| measured.before_taken) {
+            self.drain.send(Message::Moved(Box::new(measured.sums.movement)));
+        }
     }
 
     /// Brings the copies up to the present outside a sampled step, so that paths begin and end where snapshots are.
     pub(super) fn advance_path(&mut self) {
-        let mut references = self.earlier_tasks();
+        let references = self.earlier_tasks();
         let Self { catalog, tasks, device, copies, budget, .. } = self;
         let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
-        let weights = move_on(catalog, tasks, &**device, copies, budget, reads, &mut references);
-        let paths = references.iter().map(|r| (r.task, r.origin, r.batches, r.path));
-        self.drain.send(Message::Path(paths.collect(), weights));
+        let movement = move_on(catalog, tasks, &**device, copies, budget, reads, &references);
+        self.drain.send(Message::Moved(Box::new(movement)));
     }
 
     /// What is measured against each earlier task in this step.
@@ -122,7 +135,6 @@ impl Front {
             anchor_is_frozen: task.frozen.as_ref().is_some_and(|frozen| task.is_anchor(frozen.epoch)),
             pairs: vec![None; slices],
             updates: vec![None; slices],
-            path: 0.0,
             drifts: vec![None; slices],
             drift_sketch: Vec::new(),
         });
@@ -241,10 +253,10 @@ impl Measured {
         let mut exact: Vec<Vec<Option<f64>>> = Vec::new();
         for ((slice, read), sketch) in reads.into_iter().enumerate().zip(catalog.split(&mut sums.sketch)) {
             let Some(read) = read else { continue };
-            let span = Span::of(read.segments);
-            let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, span)).collect();
+            let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, read.segments)).collect();
+            let squares = |exact: &Exact| exact.squares_over(read.segments, device);
             slices.push(slice);
-            exact.push(references.iter().map(|kept| kept.map(|kept| kept.squares)).collect());
+            exact.push(references.iter().map(|kept| kept.map(squares)).collect());
             jobs.push(GradientJob {
                 read,
                 references: references.into_iter().map(|kept| kept.map(Exact::kept)).collect(),
@@ -258,10 +270,10 @@ impl Measured {
         for ((slice, squares), (found, pairs)) in slices.into_iter().zip(exact).zip(results) {
             *sums.gradients[slice].get_or_insert_default() += found;
             for ((reference, pair), squares) in sums.references.iter_mut().zip(pairs).zip(squares) {
-                if let Some(reference_squares) = squares {
-                    let total = reference.pairs[slice]
-                        .get_or_insert(ExactPair { sums: PairSums::default(), reference_squares });
+                if let Some(squares) = squares {
+                    let total = reference.pairs[slice].get_or_insert_default();
                     total.sums += pair;
+                    total.reference_squares += squares;
                 }
             }
         }
@@ -279,8 +291,8 @@ impl Measured {
         if !std::mem::replace(&mut self.before_taken, true) {
             let due = &self.due;
             let reads = catalog.reads(false, |id, _| is_set(due, id));
-            let references = &mut self.sums.references;
-            self.sums.weights_before = move_on(catalog, tasks, device, copies, budget, reads, references);
+            self.taken = reads.iter().map(Option::is_some).collect();
+            self.sums.movement = move_on(catalog, tasks, device, copies, budget, reads, &self.sums.references);
         }
     }
 
@@ -296,8 +308,8 @@ impl Measured {
         // Slices without an exact copy or snapshot need the sketch of the parameters themselves.
         let needs_sketch = |(slice, read): (usize, &Option<SliceRead>)| {
             read.is_some_and(|read| {
-                let span = Span::of(read.segments);
-                let lacks = |task: &&Task| task.snapshot.is_some() && task.kept_snapshot(slice, span).is_none();
+                let lacks =
+                    |task: &&Task| task.snapshot.is_some() && task.kept_snapshot(slice, read.segments).is_none();
                 copies[slice].is_none() || earlier.iter().any(lacks)
             })
         };
@@ -318,25 +330,26 @@ impl Measured {
         for (((slice, (read, copy)), sketch), update_sketch) in parts {
             let drift: Vec<_> = drift_sketches.iter_mut().map(|parts| parts.next().unwrap_or_default()).collect();
             let Some(read) = read else { continue };
-            let span = Span::of(read.segments);
+            let segments = read.segments;
             let tasks = earlier.iter().zip(drift).map(|(task, drift_sketch)| {
-                let snapshot = task.kept_snapshot(slice, span).map(Exact::kept);
+                let snapshot = task.kept_snapshot(slice, segments).map(Exact::kept);
                 TaskJob {
-                    reference: task.kept_reference(slice, span).map(Exact::kept),
-                    anchor: task.kept_anchor(slice, span).map(Exact::kept),
+                    reference: task.kept_reference(slice, segments).map(Exact::kept),
+                    anchor: task.kept_anchor(slice, segments).map(Exact::kept),
                     snapshot,
                     drift_sketch: if snapshot.is_some() { drift_sketch } else { &mut [] },
                     ..TaskJob::default()
                 }
             });
             // A binding that took other elements since then has nothing to compare with.
-            let copy = copy.as_mut().filter(|before| before.exact.span == Span::of(read.segments)).map(|before| {
+            let taken = is_set(&self.taken, slice);
+            let copy = copy.as_mut().filter(|before| taken && before.exact.covers(segments)).map(|before| {
                 let values = &mut before.exact.values[..];
                 Copy { span: before.exact.span, values, compare: true, replace: false }
             });
             let sketch = if sketched[slice] { sketch } else { &mut [] };
             let update_sketch = if copy.is_some() { update_sketch } else { &mut [] };
-            measured.push((slice, span));
+            measured.push((slice, segments, taken));
             let (tasks, update) = (tasks.collect(), UpdateSums::default());
             jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks, update });
         }
@@ -349,25 +362,28 @@ impl Measured {
                 (job.update, exact, tasks)
             })
             .collect();
-        for ((slice, span), (found, exact, found_tasks)) in measured.into_iter().zip(results) {
-            let tensor = &catalog.tensors[catalog.slices[slice].tensor as usize];
-            let mantissa_bits = tensor.parameters().map_or(23, |binding| binding.mantissa_bits());
-            sums.updates[slice] = Some(UpdateStep { sums: found, exact, mantissa_bits });
+        for ((slice, segments, taken), (found, exact, found_tasks)) in measured.into_iter().zip(results) {
+            let mantissa_bits = catalog.mantissa_bits(slice);
+            // Sketches before and after are compared only where there is no copy.
+            let compared = exact || taken && is_set(&sums.movement.sketched, slice);
+            sums.updates[slice] = Some(UpdateStep { sums: found, compared, exact, mantissa_bits });
             for ((reference, task), (pair, drift)) in sums.references.iter_mut().zip(&earlier).zip(found_tasks) {
                 reference.updates[slice] = task
-                    .kept_reference(slice, span)
+                    .kept_reference(slice, segments)
                     .filter(|_| exact)
-                    .map(|kept| ExactPair { sums: pair, reference_squares: kept.squares });
-                let anchored = task.kept_anchor(slice, span).is_some();
-                let kept = task.kept_snapshot(slice, span).is_some();
-                reference.drifts[slice] = kept.then_some(DriftStep { sums: drift, anchored });
+                    .map(|kept| ExactPair { sums: pair, reference_squares: kept.squares_over(segments, device) });
+                let anchored = task.kept_anchor(slice, segments).is_some();
+                reference.drifts[slice] = task.kept_snapshot(slice, segments).map(|snapshot| DriftStep {
+                    sums: drift,
+                    anchored,
+                    mantissa_bits: mantissa_bits.min(snapshot.mantissa_bits),
+                });
             }
         }
     }
 }
 
-/// Measures how far the parameters moved along each reference since the last time, and takes fresh copies. Returns the
-/// fp64 sketch of slices for which the budget allows no copy; empty if there are none.
+/// Measures how far the parameters moved along each reference since the last time, and takes fresh copies.
 fn move_on(
     catalog: &Catalog,
     tasks: &Tasks,
@@ -375,51 +391,77 @@ fn move_on(
     copies: &mut Vec<Option<Before>>,
     budget: &mut Budget,
     reads: Vec<Option<SliceRead<'_>>>,
-    references: &mut [ReferenceStep],
-) -> Vec<f64> {
-    copies.resize_with(catalog.slices.len(), || None);
-    for (copy, read) in copies.iter_mut().zip(&reads) {
+    references: &[ReferenceStep],
+) -> Movement {
+    let slices = catalog.slices.len();
+    copies.resize_with(slices, || None);
+    for (slice, (copy, read)) in copies.iter_mut().zip(&reads).enumerate() {
         let Some(read) = read else { continue };
-        let span = Span::of(read.segments);
-        if let Some(old) = copy.take_if(|copy| copy.exact.span != span) {
+        let mantissa_bits = catalog.mantissa_bits(slice);
+        // A copy of other elements, or of another type (parameters, then their masters), is of no use.
+        let fits = |copy: &Before| copy.exact.covers(read.segments) && copy.exact.mantissa_bits == mantissa_bits;
+        if let Some(old) = copy.take_if(|copy| copy.exact.span != Span::of(read.segments) || !fits(copy)) {
             budget.release([old.exact]);
         }
         if copy.is_none() {
-            *copy = budget.allocate(span).map(|exact| Before { exact, known: false });
+            *copy = budget.allocate(read.segments).map(|exact| Before { exact, known: false });
+        }
+        if let Some(copy) = copy {
+            copy.exact.mantissa_bits = mantissa_bits;
         }
     }
-    let sketched = reads.iter().zip(&*copies).any(|(read, copy)| read.is_some() && copy.is_none());
-    let mut weights = vec![0.0; if sketched { catalog.buckets } else { 0 }];
     let earlier: Vec<&Task> = references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+    let mut movement = Movement {
+        compared: vec![false; slices],
+        sketched: reads.iter().zip(&*copies).map(|(read, copy)| read.is_some() && copy.is_none()).collect(),
+        sketch: vec![0.0; catalog.buckets],
+        ..Movement::default()
+    };
+    movement.weights = vec![0.0; if movement.sketched.contains(&true) { catalog.buckets } else { 0 }];
     let mut jobs = Vec::new();
-    let parts = catalog.split(&mut weights);
-    for (((slice, read), copy), sketch) in reads.into_iter().enumerate().zip(copies.iter_mut()).zip(parts) {
+    let mut measured = Vec::new();
+    let sketches = catalog.split(&mut movement.sketch).into_iter().zip(catalog.split(&mut movement.weights));
+    for (((slice, read), copy), (update_sketch, sketch)) in
+        reads.into_iter().enumerate().zip(copies.iter_mut()).zip(sketches)
+    {
         let Some(read) = read else { continue };
-        let span = Span::of(read.segments);
         let sketch = if copy.is_none() { sketch } else { &mut [] };
-        let tasks = earlier
-            .iter()
-            .map(|task| TaskJob { reference: task.kept_reference(slice, span).map(Exact::kept), ..TaskJob::default() });
+        let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, read.segments)).collect();
+        // The sketch of the difference serves tasks without an exact reference.
+        let update_sketch = if references.iter().any(Option::is_none) { update_sketch } else { &mut [] };
+        let compare = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
         let copy = copy.as_mut().map(|before| {
-            let compare = std::mem::replace(&mut before.known, true);
-            Copy { span: before.exact.span, values: &mut before.exact.values, compare, replace: true }
+            let values = &mut before.exact.values[..];
+            Copy { span: before.exact.span, values, compare, replace: true }
         });
-        let (update_sketch, update, tasks) = (<&mut [f32]>::default(), UpdateSums::default(), tasks.collect());
+        movement.compared[slice] = compare;
+        measured.push((slice, references.iter().map(|kept| compare && kept.is_some()).collect::<Vec<_>>()));
+        let tasks =
+            references.into_iter().map(|kept| TaskJob { reference: kept.map(Exact::kept), ..TaskJob::default() });
+        let (update, tasks) = (UpdateSums::default(), tasks.collect());
         jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks, update });
     }
     device.parameters(&mut jobs);
-    for (index, reference) in references.iter_mut().enumerate() {
-        reference.path = jobs.iter().map(|job| job.tasks[index].update.dot).sum();
-    }
-    weights
+    movement.tasks = references
+        .iter()
+        .enumerate()
+        .map(|(index, reference)| {
+            let mut dots = vec![None; slices];
+            for ((slice, exact), job) in measured.iter().zip(&jobs) {
+                dots[*slice] = exact[index].then_some(job.tasks[index].update.dot);
+            }
+            TaskMovement { task: reference.task, origin: reference.origin, batches: reference.batches, dots }
+        })
+        .collect();
+    movement
 }
 
-/// Scales come from loss scaling, token counts and clipping: any finite positive number.
+/// Scales come from loss scaling, token counts and clipping: any positive number that fp32 can hold.
 pub fn check_scale(scale: f64) -> Result<()> {
-    if scale.is_finite() && scale > 0.0 {
+    if scale > 0.0 && (scale as f32).is_normal() {
         return Ok(());
     }
-    Err(invalid!("scale: {scale} is not a finite number above zero"))
+    Err(invalid!("scale: {scale} is not a finite number above zero that float32 can hold"))
 }
 
 fn is_set(bits: &[bool], id: usize) -> bool {

@@ -2,7 +2,7 @@
 
 use super::message::{Origin, TaskId};
 use super::storage::{Budget, Exact};
-use crate::device::{Device, Span};
+use crate::device::{Device, Segment};
 
 /// An exact reference: per slice the sum of batch gradients, where the budget allowed to keep it.
 #[derive(Debug, Default)]
@@ -100,25 +100,30 @@ impl Task {
         self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.measure(device));
     }
 
-    /// Exact reference of now over the indices `span` of a slice.
-    pub fn kept_reference(&self, slice: usize, span: Span) -> Option<&Exact> {
-        kept(&self.reference()?.sums, slice, span)
+    /// There is something of it to compare with: it was trained, or a reference or snapshot was given.
+    pub fn is_kept(&self) -> bool {
+        self.anchor.is_some() || self.reference().is_some() || self.snapshot.is_some()
     }
 
-    /// Exact reference at the snapshot over the indices `span` of a slice.
-    pub fn kept_anchor(&self, slice: usize, span: Span) -> Option<&Exact> {
-        kept(&self.frozen.as_ref()?.sums, slice, span)
+    /// Exact reference of now for what is read of a slice.
+    pub fn kept_reference(&self, slice: usize, segments: &[Segment]) -> Option<&Exact> {
+        kept(&self.reference()?.sums, slice, segments)
     }
 
-    /// Exact snapshot over the indices `span` of a slice.
-    pub fn kept_snapshot(&self, slice: usize, span: Span) -> Option<&Exact> {
-        kept(self.snapshot.as_ref()?, slice, span)
+    /// Exact reference at the snapshot, likewise.
+    pub fn kept_anchor(&self, slice: usize, segments: &[Segment]) -> Option<&Exact> {
+        kept(&self.frozen.as_ref()?.sums, slice, segments)
+    }
+
+    /// Exact snapshot, likewise.
+    pub fn kept_snapshot(&self, slice: usize, segments: &[Segment]) -> Option<&Exact> {
+        kept(self.snapshot.as_ref()?, slice, segments)
     }
 }
 
 /// What is kept of a slice, if it covers all that is looked at: bindings may have changed since it was taken.
-fn kept(list: &[Option<Exact>], slice: usize, span: Span) -> Option<&Exact> {
-    list.get(slice)?.as_ref().filter(|exact| exact.span.contains(span))
+fn kept<'a>(list: &'a [Option<Exact>], slice: usize, segments: &[Segment]) -> Option<&'a Exact> {
+    list.get(slice)?.as_ref().filter(|exact| exact.covers(segments))
 }
 
 /// The tasks of a scope.
@@ -140,9 +145,9 @@ impl Tasks {
         }
     }
 
-    /// Tasks other than the current one: those that may be forgotten.
+    /// Tasks other than the current one of which something is kept: those that may be forgotten.
     pub fn earlier(&self) -> impl Iterator<Item = (TaskId, &Task)> {
         let current = self.current;
-        (0..).zip(&self.list).filter(move |(id, _)| Some(*id) != current)
+        (0..).zip(&self.list).filter(move |(id, task)| Some(*id) != current && task.is_kept())
     }
 }

@@ -26,6 +26,13 @@ pub fn norm2<T: Copy + Into<f64>>(x: &[T]) -> f64 {
     dot(x, x)
 }
 
+/// Σ (xᵦ·yᵦ)² over buckets: an estimate of Σ(x·y)² over coordinates plus the variance that sketching adds to ⟨x, y⟩, which
+/// together are the variance of the sketched inner product if every coordinate's sign were a fair coin.
+pub fn dot_squares<T: Copy + Into<f64>, U: Copy + Into<f64>>(x: &[T], y: &[U]) -> f64 {
+    debug_assert_eq!(x.len(), y.len());
+    x.iter().zip(y).map(|(&x, &y)| (x.into() * y.into()).powi(2)).sum()
+}
+
 /// `y += factor · x`.
 pub fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
     debug_assert_eq!(x.len(), y.len());

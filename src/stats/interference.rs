@@ -20,27 +20,9 @@ pub fn cosine_null(dot_squares: f64, squares: f64, reference_squares: f64) -> f6
     if norm > 0.0 { dot_squares.sqrt() / norm } else { f64::NAN }
 }
 
-/// Standard error that sketching adds to a cosine whose true value is near `cosine`: (1 − ρ²)/√m.
-pub fn cosine_sketch_error(cosine: f64, buckets: f64) -> f64 {
-    (1.0 - cosine * cosine) / buckets.sqrt()
-}
-
 /// Share of the coordinates where g and r have opposing sign, of those where both are non-zero. Null: 0.5.
 pub fn conflict_fraction(conflicts: f64, active: f64) -> f64 {
     if active > 0.0 { conflicts / active } else { f64::NAN }
-}
-
-/// Standard error of the conflict fraction under its null of independent fair signs: 1/(2√n).
-pub fn conflict_null(active: f64) -> f64 {
-    if active > 0.0 { 0.5 / active.sqrt() } else { f64::NAN }
-}
-
-/// Share of Σ|g·r| that lies in opposing coordinates: weighs conflicts by what they cost. Null: 0.5.
-///
-/// Σ|g·r| = Σg·r + 2·opposing, so no further sum is needed.
-pub fn conflict_mass(dot: f64, opposing: f64) -> f64 {
-    let total = dot + 2.0 * opposing;
-    if total > 0.0 { opposing / total } else { f64::NAN }
 }
 
 #[cfg(test)]
@@ -56,8 +38,5 @@ mod tests {
         let n: f64 = 400.0;
         assert!((cosine_null(n, n, n) - 1.0 / n.sqrt()).abs() < 1e-15);
         assert_eq!(conflict_fraction(3.0, 4.0), 0.75);
-        assert_eq!(conflict_null(25.0), 0.1);
-        // products 3, −1: Σ = 2, opposing = 1, share 1/4.
-        assert_eq!(conflict_mass(2.0, 1.0), 0.25);
     }
 }

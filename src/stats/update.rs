@@ -8,8 +8,3 @@
 pub fn relative_step(updates: f64, weights: f64) -> f64 {
     if weights > 0.0 { (updates / weights).sqrt() } else { f64::NAN }
 }
-
-/// Standard deviation of the cosine between a fixed direction and an isotropic random one in n dimensions: 1/√n.
-pub fn isotropic_null(count: f64) -> f64 {
-    if count > 0.0 { 1.0 / count.sqrt() } else { f64::NAN }
-}

@@ -1,8 +1,9 @@
 //! The noise-corrected cosine, from the window of steps and the batches of a reference.
 
-use super::Analysis;
+use super::sketches::Batches;
+use super::{Analysis, active};
 use crate::ring::Record;
-use crate::scope::message::TaskId;
+use crate::scope::message::{Origin, TaskId};
 use crate::scope::schema::{flag, kind};
 use crate::sketch::algebra::dot;
 use crate::stats::noise::{Sample, corrected_cosine};
@@ -10,7 +11,7 @@ use crate::stats::noise::{Sample, corrected_cosine};
 /// Published every so many sampled steps (and at the end of a task): it reads the whole window of sketches.
 pub const EVERY: u64 = 8;
 
-/// Fewer steps than this say nothing about their own spread.
+/// Fewer steps or batches than this say nothing about their own spread.
 const FEWEST: usize = 4;
 
 /// Both samples of one slice, and the variance that sketching adds to the inner product of their means.
@@ -22,7 +23,7 @@ struct Samples {
 }
 
 impl Analysis {
-    /// Publishes the corrected cosine against every earlier task that has at least two batches.
+    /// Publishes the corrected cosine against every earlier task whose reference has enough batches.
     pub(super) fn corrected_cosines(&mut self, step: u64) {
         if self.window.len() < FEWEST {
             return;
@@ -32,13 +33,14 @@ impl Analysis {
         let earlier: Vec<TaskId> = self.tasks.keys().copied().filter(|id| Some(*id) != self.publisher.task).collect();
         for task in earlier {
             let Some(state) = self.tasks.get_mut(&task) else { continue };
-            let (batches, flags) = match state {
-                super::TaskState { refreshed: Some(batches), .. } => (batches, flag::REFRESHED),
-                super::TaskState { frozen: Some(batches), .. } => (batches, flag::FROZEN),
-                super::TaskState { trailing: Some(batches), .. } => (batches, flag::TRAILING),
-                _ => continue,
-            };
-            if batches.list().len() < 3 {
+            // A small refresh has no spread of its own; the full reference of before does.
+            let is_small = |batches: &Batches| batches.list().len() < FEWEST;
+            let mut origin = state.origin;
+            if state.refreshed.as_ref().is_some_and(is_small) && state.frozen.is_some() {
+                origin = Some(Origin::Frozen);
+            }
+            let Some((batches, flags)) = active(state, origin) else { continue };
+            if is_small(batches) {
                 continue;
             }
             batches.spread(slices);
@@ -46,15 +48,21 @@ impl Analysis {
             let Some(spread) = batches.known_spread() else { continue };
             let totals = self.rollup.sum(
                 |index| {
+                    if !self.window.measures(index) {
+                        return None;
+                    }
                     let slice = &slices[index];
                     let range = slice.buckets();
                     let (mean, reference) = (&window.mean[range.clone()], &spread.mean[range.clone()]);
+                    let buckets = if slice.layout.identity { f64::INFINITY } else { slice.layout.buckets as f64 };
                     let steps = Sample {
+                        norm_variance: 2.0 * dot(mean, mean).powi(2) / buckets,
                         squares: window.squares.iter().map(|squares| squares[index]).collect(),
                         with_sum: window.with_sum.iter().map(|sums| sums[index]).collect(),
                         with_other: self.window.sketches().map(|s| dot(&s[range.clone()], reference)).collect(),
                     };
                     let batches = Sample {
+                        norm_variance: 2.0 * spread.mean_squares[index].powi(2) / buckets,
                         squares: spread.squares.iter().map(|squares| squares[index]).collect(),
                         with_sum: spread.with_sum.iter().map(|sums| sums[index]).collect(),
                         with_other: batches.list().iter().map(|b| dot(&b[range.clone()], mean)).collect(),

@@ -6,7 +6,7 @@ use crate::device::GradientSums;
 use crate::ring::Record;
 use crate::scope::message::{StepSums, TaskId};
 use crate::scope::schema::{Fault, flag, kind, level};
-use crate::sketch::algebra::{dot, norm2};
+use crate::sketch::algebra::{dot, dot_squares, norm2};
 use crate::stats::{interference, projection};
 use ndarray::Array2;
 
@@ -21,7 +21,7 @@ struct Interference {
     conflicts: f64,
     active: f64,
     opposing: f64,
-    /// Variance of `dot` under the null: of fair signs where exact, of the sketch's hashes where not.
+    /// Variance of `dot` under the null of fair signs; with the sketch's own where it is sketched.
     null_variance: f64,
     /// Slices, and how many of them with an exact reference.
     slices: u32,
@@ -108,7 +108,7 @@ impl Analysis {
             record.flags |= flag::NON_FINITE;
             self.publisher.fault(Fault::NonFinite as u8, sums.step);
         }
-        let squares = model.squares * scale * scale;
+        let squares = if totals.is_empty() { f64::NAN } else { model.squares * scale * scale };
         let values = [
             squares.sqrt(),
             squares,
@@ -155,8 +155,8 @@ impl Analysis {
                     result.exact = 1;
                 }
                 _ => {
-                    let error = slice.layout.standard_error(squares, result.reference_squares, dot_sketched);
-                    result.null_variance = error * error;
+                    let products = dot_squares(&sums.sketch[slice.buckets()], &spread.mean[slice.buckets()]);
+                    result.null_variance = products * scale * scale;
                 }
             }
             Some(result)
@@ -195,6 +195,8 @@ impl Analysis {
         struct Products {
             gram: Vec<f64>,
             dots: Vec<f64>,
+            /// Variance of each of `dots` under the null of fair signs.
+            nulls: Vec<f64>,
             squares: f64,
         }
         let scale = sums.scale;
@@ -208,12 +210,17 @@ impl Analysis {
                 Some(Products {
                     gram: gram.collect(),
                     dots: compared.iter().map(|with| with.sums[index].map_or(0.0, |s| s.dot_sketched)).collect(),
+                    nulls: (0..k)
+                        .map(|task| dot_squares(&sums.sketch[range.clone()], mean(task)) * scale * scale)
+                        .collect(),
                     squares: norm2(&sums.sketch[range.clone()]) * scale * scale,
                 })
             },
             |total, part| {
                 total.gram.resize(k * k, 0.0);
                 total.dots.resize(k, 0.0);
+                total.nulls.resize(k, 0.0);
+                total.nulls.iter_mut().zip(&part.nulls).for_each(|(x, y)| *x += y);
                 total.gram.iter_mut().zip(&part.gram).for_each(|(x, y)| *x += y);
                 total.dots.iter_mut().zip(&part.dots).for_each(|(x, y)| *x += y);
                 total.squares += part.squares;
@@ -225,8 +232,9 @@ impl Analysis {
             }
             let Ok(gram) = Array2::from_shape_vec((k, k), product.gram.clone()) else { continue };
             let span = projection::span(&gram, &product.dots, product.squares);
+            let null: f64 =
+                (0..k).map(|task| product.nulls[task] / (product.squares * product.gram[task * k + task])).sum();
             // The same slices were measured against every task, so subjects come in the same order.
-            let null: f64 = totals.iter().map(|list| list[position].1.null_error().powi(2)).sum();
             for (task, with) in compared.iter().enumerate() {
                 let total = &totals[task][position].1;
                 debug_assert_eq!(totals[task][position].0, *subject);

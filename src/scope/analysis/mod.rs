@@ -14,9 +14,10 @@ mod window;
 
 use super::Options;
 use super::catalog::Slice;
-use super::message::{Message, Origin, ReferenceBatch, SnapshotSketch, StepSums, TaskId};
+use super::message::{Message, Movement, Origin, ReferenceBatch, SnapshotSketch, StepSums, TaskId};
 use super::schema::{TaskEvent, flag, kind};
 use crate::ring::{Record, Writer};
+use crate::sketch::algebra::dot;
 use outcomes::OutcomeTable;
 use publisher::Publisher;
 use rollup::{Rollup, Subject};
@@ -33,8 +34,10 @@ pub struct Analysis {
     tasks: BTreeMap<TaskId, TaskState>,
     window: Window,
     outcomes: OutcomeTable,
-    /// fp64 sketch of the parameters when they were last read, of slices without an exact copy.
+    /// fp64 sketch of the parameters when they were last read, and the slices of which it has something: those without an
+    /// exact copy.
     last_weights: Vec<f64>,
+    last_sketched: Vec<bool>,
 }
 
 /// What is kept of a task.
@@ -43,6 +46,8 @@ struct TaskState {
     frozen: Option<Batches>,
     refreshed: Option<Batches>,
     trailing: Option<Batches>,
+    /// How the reference of now came about, as of the latest step.
+    origin: Option<Origin>,
     /// Sketch of the snapshot for slices of which no exact one is kept.
     snapshot: Option<SnapshotSketch>,
     /// Σ⟨g_A(θ_t), Δθ_t⟩ since the snapshot, and the number of steps it was summed over.
@@ -73,6 +78,7 @@ impl Analysis {
             window: Window::new(options.window as usize),
             outcomes: OutcomeTable::default(),
             last_weights: Vec::new(),
+            last_sketched: Vec::new(),
         }
     }
 
@@ -93,11 +99,15 @@ impl Analysis {
             Message::Task { task, event, step } => self.task_event(task, event, step),
             Message::Reference(batch) => self.reference(*batch),
             Message::Snapshot(snapshot) => self.snapshot(*snapshot),
-            Message::Path(paths, weights) => self.path(&paths, weights),
+            Message::Moved(movement) => self.moved(*movement),
             Message::Evaluation { task, metric, value, step } => {
                 self.outcomes.record(&mut self.publisher, task, metric, value, step);
             }
-            Message::Fault { code, step } => self.publisher.fault(code, step),
+            Message::Fault { code, step } => {
+                // A step that was given up halfway has left its flags.
+                self.publisher.flags = 0;
+                self.publisher.fault(code, step);
+            }
             Message::Step(_) | Message::Flush(_) | Message::Close => unreachable!("handled by the thread's loop"),
         }
     }
@@ -128,8 +138,8 @@ impl Analysis {
                 self.outcomes.train(None);
                 let state = self.tasks.entry(task).or_default();
                 // A reference by sampling is all that a trainer who gives none can have.
-                state.trailing =
-                    (!self.window.is_empty()).then(|| Batches::from_list(self.window.sketches().cloned().collect()));
+                state.trailing = (state.frozen.is_none() && !self.window.is_empty())
+                    .then(|| Batches::from_list(self.window.sketches().cloned().collect()));
             }
             TaskEvent::Reference | TaskEvent::Snapshot => {}
         }
@@ -148,7 +158,7 @@ impl Analysis {
         let state = self.tasks.entry(batch.task).or_default();
         let slot = match batch.origin {
             Origin::Frozen => {
-                state.refreshed = None;
+                (state.refreshed, state.trailing) = (None, None);
                 &mut state.frozen
             }
             Origin::Refreshed => &mut state.refreshed,
@@ -170,22 +180,41 @@ impl Analysis {
     }
 
     /// Adds what the parameters moved along each task's reference since they were last read.
-    fn path(&mut self, paths: &[(TaskId, Option<Origin>, f64, f64)], weights: Vec<f64>) {
-        for &(task, origin, batches, exact) in paths {
-            let Some(state) = self.tasks.get_mut(&task) else { continue };
-            let mut moved = if batches > 0.0 { exact / batches } else { 0.0 };
-            if let Some((batches, _)) = active(state, origin)
-                && self.last_weights.len() == weights.len()
-            {
-                let mean = &batches.spread(&self.slices).mean;
-                // Buckets of slices with an exact copy are zero in both sketches and add nothing.
-                let differences = weights.iter().zip(&self.last_weights).zip(mean);
-                moved += differences.map(|((now, before), g)| (now - before) * f64::from(*g)).sum::<f64>();
+    fn moved(&mut self, mut movement: Movement) {
+        movement.resize(self.slices.len(), self.buckets);
+        self.last_weights.resize(self.buckets, 0.0);
+        self.last_sketched.resize(self.slices.len(), false);
+        for along in &movement.tasks {
+            let Some(state) = self.tasks.get_mut(&along.task) else { continue };
+            let mut reference = active(state, along.origin).map(|(batches, _)| batches);
+            let mut total = 0.0;
+            for (index, slice) in self.slices.iter().enumerate() {
+                let range = slice.buckets();
+                if let Some(exact) = along.dots[index].filter(|_| along.batches > 0.0) {
+                    total += exact / along.batches;
+                } else if let Some(reference) = &mut reference {
+                    let mean = &reference.spread(&self.slices).mean[range.clone()];
+                    if movement.compared[index] {
+                        total += dot(mean, &movement.sketch[range]);
+                    } else if movement.sketched[index] && self.last_sketched[index] {
+                        let (now, before) = (&movement.weights[range.clone()], &self.last_weights[range]);
+                        let differences = now.iter().zip(before).map(|(now, before)| now - before);
+                        total += differences.zip(mean).map(|(d, g)| d * f64::from(*g)).sum::<f64>();
+                    }
+                }
             }
-            state.path += moved;
+            state.path += total;
             state.path_steps += 1;
         }
-        self.last_weights = weights;
+        for (index, slice) in self.slices.iter().enumerate() {
+            if movement.sketched[index] {
+                let range = slice.buckets();
+                self.last_weights[range.clone()].copy_from_slice(&movement.weights[range]);
+                self.last_sketched[index] = true;
+            } else if movement.compared[index] {
+                self.last_sketched[index] = false;
+            }
+        }
     }
 
     /// A sampled step.
@@ -194,17 +223,23 @@ impl Analysis {
         self.publisher.step = sums.step;
         self.publisher.flags = sums.flags;
         sums.resize(self.slices.len(), self.buckets);
-        let paths: Vec<_> = sums.references.iter().map(|r| (r.task, r.origin, r.batches, r.path)).collect();
-        let before = std::mem::take(&mut sums.weights_before);
-        self.path(&paths, before.clone());
+        for step in &sums.references {
+            self.tasks.entry(step.task).or_default().origin = step.origin;
+        }
+        let movement = std::mem::take(&mut sums.movement);
+        let before = movement.weights.clone();
+        self.moved(movement);
         self.gradients(&sums);
         if sums.applied {
             self.weights(&mut sums, &before);
         }
-        if sums.gradients.iter().any(Option::is_some) {
+        // A step that overflowed or was skipped is no sample of the task's gradients.
+        let non_finite: u64 = sums.gradients.iter().flatten().map(|sums| sums.non_finite).sum();
+        let measured: Vec<bool> = sums.gradients.iter().map(Option::is_some).collect();
+        if sums.applied && non_finite == 0 && self.window.takes(&measured) {
             let scale = sums.scale as f32;
             sums.sketch.iter_mut().for_each(|bucket| *bucket *= scale);
-            self.window.push(sums.sketch, &self.slices);
+            self.window.push(sums.sketch, measured, &self.slices);
             if self.window.seen.is_multiple_of(corrected::EVERY) {
                 self.corrected_cosines(sums.step);
             }

@@ -3,8 +3,8 @@
 use crate::scope::catalog::Slice;
 use crate::sketch::algebra::{add_scaled, dot, norm2};
 
-/// Batches of a reference whose sketches are kept one by one. More than the 64 that are asked for gain little.
-const BATCHES: usize = 256;
+/// Batches of a reference whose sketches are kept one by one. More than these gain little.
+const BATCHES: usize = 64;
 
 /// Sketches of batch gradients over the whole model.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub struct Batches {
     list: Vec<Vec<f32>>,
     sum: Vec<f32>,
     count: u32,
-    /// Loss terms per batch; 0: unknown.
+    /// Mean number of loss terms per batch; 0: unknown.
     pub examples: f64,
     spread: Option<Spread>,
 }
@@ -39,7 +39,8 @@ impl Batches {
         self.resize(buckets);
         add_scaled(&mut self.sum, 1.0, &sketch);
         self.count += 1;
-        self.examples = examples;
+        // Batches may be ragged: the mean is what their spread belongs to.
+        self.examples += (examples - self.examples) / f64::from(self.count);
         self.spread = None;
         if self.list.len() < BATCHES {
             self.list.push(sketch);

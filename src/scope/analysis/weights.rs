@@ -6,7 +6,7 @@ use crate::device::UpdateSums;
 use crate::ring::Record;
 use crate::scope::message::{ReferenceStep, StepSums, UpdateStep};
 use crate::scope::schema::{flag, kind};
-use crate::sketch::algebra::{dot, norm2};
+use crate::sketch::algebra::{dot, dot_squares, norm2};
 use crate::stats::{drift, interference, prediction, update};
 
 /// Sums of the update over one or more slices.
@@ -28,6 +28,7 @@ struct Alignment {
     count: f64,
     slices: u32,
     exact: u32,
+    non_finite: u64,
 }
 
 /// Sums of the drift from a snapshot.
@@ -38,15 +39,22 @@ struct Drift {
     snapshot: f64,
     first_order: f64,
     first_order_sketched: f64,
-    /// Variance of the rounding, or of the sketch, in the measured drift.
+    /// What rounding, or the error of the sketch, may contribute to `drift`; upper bounds, which add.
     resolution: f64,
     count: f64,
     slices: u32,
     exact: u32,
+    non_finite: u64,
+    /// Variance that sketching adds to `first_order`.
+    first_order_variance: f64,
 }
 
 fn exact_flag(exact: u32, slices: u32) -> u32 {
     if exact == slices { flag::EXACT } else { 0 }
+}
+
+fn non_finite_flag(count: u64) -> u32 {
+    if count > 0 { flag::NON_FINITE } else { 0 }
 }
 
 impl Analysis {
@@ -65,7 +73,7 @@ impl Analysis {
     fn complete_updates(&self, sums: &mut StepSums, before: &[f64]) {
         sums.update_sketch.resize(self.buckets, 0.0);
         for (slice, step) in self.slices.iter().zip(&mut sums.updates) {
-            let Some(step) = step.as_mut().filter(|step| !step.exact) else { continue };
+            let Some(step) = step.as_mut().filter(|step| step.compared && !step.exact) else { continue };
             let range = slice.buckets();
             let (Some(before), Some(after)) = (before.get(range.clone()), sums.weights_after.get(range.clone())) else {
                 continue;
@@ -81,7 +89,7 @@ impl Analysis {
     fn updates(&mut self, updates: &[Option<UpdateStep>]) {
         let totals = self.rollup.sum(
             |slice| {
-                let step = updates[slice]?;
+                let step = updates[slice].filter(|step| step.compared)?;
                 Some(Update { sums: step.sums, slices: 1, exact: u32::from(step.exact) })
             },
             |total, part| {
@@ -92,10 +100,7 @@ impl Analysis {
         );
         for (subject, total) in totals {
             let mut record = self.publisher.record(kind::UPDATE, subject);
-            record.flags |= exact_flag(total.exact, total.slices);
-            if total.sums.non_finite > 0 {
-                record.flags |= flag::NON_FINITE;
-            }
+            record.flags |= exact_flag(total.exact, total.slices) | non_finite_flag(total.sums.non_finite);
             let peak = if total.exact == total.slices { f64::from(total.sums.peak) } else { f64::NAN };
             let values = [
                 update::relative_step(total.sums.updates, total.sums.weights),
@@ -116,15 +121,17 @@ impl Analysis {
         let slices = &self.slices;
         let totals = self.rollup.sum(
             |index| {
-                let found = updates[index]?;
+                let found = updates[index].filter(|step| step.compared)?;
                 let range = slices[index].buckets();
-                let dot_sketched = dot(&spread.mean[range.clone()], &sketch[range]);
+                let (mean, update) = (&spread.mean[range.clone()], &sketch[range]);
+                let dot_sketched = dot(mean, update);
                 let mut result = Alignment {
                     dot: dot_sketched,
                     dot_sketched,
                     updates: found.sums.updates,
                     reference_squares: spread.mean_squares[index],
                     count: found.sums.count as f64,
+                    non_finite: found.sums.non_finite,
                     slices: 1,
                     ..Alignment::default()
                 };
@@ -135,11 +142,7 @@ impl Analysis {
                         result.null_variance = pair.sums.dot_squares / (step.batches * step.batches);
                         result.exact = 1;
                     }
-                    _ => {
-                        let layout = &slices[index].layout;
-                        let error = layout.standard_error(result.updates, result.reference_squares, dot_sketched);
-                        result.null_variance = error * error;
-                    }
+                    _ => result.null_variance = dot_squares(mean, update),
                 }
                 Some(result)
             },
@@ -152,11 +155,12 @@ impl Analysis {
                 total.count += part.count;
                 total.slices += part.slices;
                 total.exact += part.exact;
+                total.non_finite += part.non_finite;
             },
         );
         for (subject, total) in totals {
             let mut record = Record { reference: step.task, ..self.publisher.record(kind::ALIGNMENT, subject) };
-            record.flags |= flags | exact_flag(total.exact, total.slices);
+            record.flags |= flags | exact_flag(total.exact, total.slices) | non_finite_flag(total.non_finite);
             let values = [
                 interference::cosine(total.dot, total.updates, total.reference_squares),
                 interference::cosine_null(total.null_variance, total.updates, total.reference_squares),
@@ -177,7 +181,8 @@ impl Analysis {
         // Which reference belongs to the snapshot: the frozen one, else the mean over the last steps before it.
         let (mut anchor, anchor_flag) = match (&mut state.frozen, &mut state.trailing) {
             (Some(frozen), _) if step.anchor_is_frozen => (Some(frozen), flag::FROZEN),
-            (Some(frozen), _) => (Some(frozen), flag::REFRESHED),
+            // Taken at other weights than the snapshot: no flag claims otherwise.
+            (Some(frozen), _) => (Some(frozen), 0),
             (None, Some(trailing)) => (Some(trailing), flag::TRAILING),
             (None, None) => (None, 0),
         };
@@ -186,14 +191,15 @@ impl Analysis {
         for (index, slice) in slices.iter().enumerate() {
             let Some(found) = updates[index] else { continue };
             let range = slice.buckets();
-            let mut result = Drift { count: found.sums.count as f64, slices: 1, ..Drift::default() };
+            let UpdateSums { count, non_finite, .. } = found.sums;
+            let mut result = Drift { count: count as f64, non_finite, slices: 1, ..Drift::default() };
             if let Some(exact) = step.drifts[index] {
                 result.drift = exact.sums.drift;
                 result.drift_dot_snapshot = exact.sums.drift_dot_snapshot;
                 result.snapshot = exact.sums.snapshot;
-                result.exact = 1;
-                result.resolution = drift::resolution(found.mantissa_bits).powi(2) * result.snapshot;
-            } else if snapshot.sketched.get(index).is_some_and(|sketched| *sketched)
+                result.exact = u32::from(exact.anchored || anchor.is_none());
+                result.resolution = drift::resolution(exact.mantissa_bits).powi(2) * result.snapshot;
+            } else if snapshot.elements.get(index).is_some_and(|&elements| elements == found.sums.count && elements > 0)
                 && let (Some(old), Some(new)) = (snapshot.sketch.get(range.clone()), weights.get(range.clone()))
             {
                 let sketch = &mut step.drift_sketch[range.clone()];
@@ -205,19 +211,25 @@ impl Analysis {
                 result.snapshot = norm2(old);
                 // A sketched squared norm has the relative error √(2/m).
                 let error = if slice.layout.identity { 0.0 } else { 2.0 / slice.layout.buckets as f64 };
-                result.resolution = result.drift * error.sqrt();
+                let rounding = drift::resolution(found.mantissa_bits).powi(2) * result.snapshot;
+                result.resolution = rounding.max(result.drift * error.sqrt());
             } else {
                 continue;
             }
             if let Some(anchor) = &mut anchor {
-                let mean = &anchor.spread(slices).mean;
-                result.first_order_sketched = dot(&mean[range.clone()], &step.drift_sketch[range]);
-                result.first_order = match step.drifts[index] {
+                let spread = anchor.spread(slices);
+                result.first_order_sketched = dot(&spread.mean[range.clone()], &step.drift_sketch[range]);
+                match step.drifts[index] {
                     Some(exact) if exact.anchored && step.anchor_batches > 0.0 => {
-                        exact.sums.reference_dot / step.anchor_batches
+                        result.first_order = exact.sums.reference_dot / step.anchor_batches;
                     }
-                    _ => result.first_order_sketched,
-                };
+                    _ => {
+                        result.first_order = result.first_order_sketched;
+                        let squares = spread.mean_squares[index];
+                        let error = slice.layout.standard_error(squares, result.drift, result.first_order);
+                        result.first_order_variance = error * error;
+                    }
+                }
             }
             drifts[index] = Some(result);
         }
@@ -233,13 +245,15 @@ impl Analysis {
                 total.count += part.count;
                 total.slices += part.slices;
                 total.exact += part.exact;
+                total.non_finite += part.non_finite;
+                total.first_order_variance += part.first_order_variance;
             },
         );
         let has_anchor = anchor.is_some();
         let if_anchored = |value: f64| if has_anchor { value } else { f64::NAN };
         for (subject, total) in &totals {
             let mut record = Record { reference: step.task, ..self.publisher.record(kind::DRIFT, *subject) };
-            record.flags |= anchor_flag | exact_flag(total.exact, total.slices);
+            record.flags |= anchor_flag | exact_flag(total.exact, total.slices) | non_finite_flag(total.non_finite);
             let values = [
                 drift::relative(total.drift, total.snapshot),
                 drift::angle(total.drift, total.drift_dot_snapshot, total.snapshot),
@@ -266,7 +280,7 @@ impl Analysis {
         let found =
             prediction::predict(model.first_order, &projections, examples.max(1.0), sketch_variance.sum::<f64>());
         let mut record = Record { reference: step.task, ..self.publisher.record(kind::PREDICTION, Subject::MODEL) };
-        record.flags |= anchor_flag | exact_flag(model.exact, model.slices);
+        record.flags |= anchor_flag | exact_flag(model.exact, model.slices) | non_finite_flag(model.non_finite);
         if state.refreshed.is_some() {
             // The path was summed with references at the weights of the moment.
             record.flags |= flag::REFRESHED;
@@ -277,7 +291,7 @@ impl Analysis {
         let values = [
             found.total(),
             found.first_order,
-            found.first_order_error,
+            found.first_order_error.hypot(model.first_order_variance.sqrt()),
             found.quadratic,
             state.path,
             projections.len() as f64,

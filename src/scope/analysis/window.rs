@@ -10,6 +10,8 @@ pub struct Window {
     capacity: usize,
     /// Scaled gradients' sketches, and per slice their squared norms.
     steps: VecDeque<(Vec<f32>, Vec<f64>)>,
+    /// Slices that every step of the window measured.
+    measured: Vec<bool>,
     /// Steps taken in since the task began.
     pub seen: u64,
 }
@@ -23,18 +25,30 @@ pub struct WindowSums {
 
 impl Window {
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, steps: VecDeque::new(), seen: 0 }
+        Self { capacity, steps: VecDeque::new(), measured: Vec::new(), seen: 0 }
     }
 
     pub fn clear(&mut self) {
         self.steps.clear();
+        self.measured.clear();
         self.seen = 0;
     }
 
+    /// Whether a step that measured these slices belongs to the window. Where tensors are sampled at different steps, only
+    /// the steps that measured most are comparable with each other: in the others a slice would count as zero.
+    pub fn takes(&self, measured: &[bool]) -> bool {
+        let count = |measured: &[bool]| measured.iter().filter(|measured| **measured).count();
+        count(measured) > 0 && count(measured) >= count(&self.measured)
+    }
+
     /// Takes a step in and the oldest out.
-    pub fn push(&mut self, sketch: Vec<f32>, slices: &[Slice]) {
+    pub fn push(&mut self, sketch: Vec<f32>, measured: Vec<bool>, slices: &[Slice]) {
         if self.capacity == 0 {
             return;
+        }
+        if self.measured != measured {
+            self.steps.clear();
+            self.measured = measured;
         }
         if self.steps.len() == self.capacity {
             self.steps.pop_front();
@@ -50,6 +64,9 @@ impl Window {
             sketch.resize(buckets, 0.0);
             squares.resize(slices, 0.0);
         }
+        if !self.measured.is_empty() {
+            self.measured.resize(slices, false);
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -58,6 +75,11 @@ impl Window {
 
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// The slice was measured in every step of the window.
+    pub fn measures(&self, slice: usize) -> bool {
+        self.measured.get(slice).is_some_and(|measured| *measured)
     }
 
     /// The window's sketches, oldest first.
