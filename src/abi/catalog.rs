@@ -6,7 +6,7 @@ use super::status::fgs_status;
 use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
 use super::text::{check_struct, required};
 use crate::scope::schema::Role;
-use crate::scope::{EXPERT, HeadLayout, HeadMap, REPLICATED, Source, TIED, TensorSpec};
+use crate::scope::{EXPERT, Front, HeadLayout, HeadMap, REPLICATED, Source, TIED, TensorSpec};
 use std::ffi::c_char;
 
 /// What a tensor does in the model. Decides the default head map, and sums are taken per role.
@@ -159,23 +159,25 @@ pub unsafe extern "C" fn fgs_register(scope: *mut fgs_scope, tensor: *const fgs_
         // SAFETY: the caller's promise.
         let name = unsafe { required(tensor.name, "tensor.name") }?;
         let spec = specification(tensor, name)?;
-        let Some(scope) = handle else {
+        if handle.is_none() {
             *id = 0;
-            return Ok(fgs_status::FGS_OK);
-        };
-        let mut front = scope.front();
-        if tensor.layer_count == 1 {
-            *id = front.register(spec)?;
-            return Ok(fgs_status::FGS_OK);
         }
-        let layers = (0..tensor.layer_count).map(|layer| {
-            let number = tensor.layer as u32 + layer;
-            let name = spec.name.replace("{layer}", &number.to_string());
-            let stack = if layer == 0 { tensor.layer_count } else { 1 };
-            TensorSpec { name, layer: Some(number), stack, ..spec.clone() }
-        });
-        *id = front.register_all(layers.collect())?;
-        Ok(fgs_status::FGS_OK)
+        let register = |front: &mut Front| {
+            if tensor.layer_count == 1 {
+                *id = front.register(spec)?;
+                return Ok(());
+            }
+            let layers = (0..tensor.layer_count).map(|layer| {
+                let number = tensor.layer as u32 + layer;
+                let name = spec.name.replace("{layer}", &number.to_string());
+                let stack = if layer == 0 { tensor.layer_count } else { 1 };
+                TensorSpec { name, layer: Some(number), stack, ..spec.clone() }
+            });
+            *id = front.register_all(layers.collect())?;
+            Ok(())
+        };
+        // SAFETY: the caller's promise.
+        unsafe { with_front(scope, register) }
     })
 }
 

@@ -71,10 +71,14 @@ pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut
     // SAFETY: the same promise.
     if let Some(scope) = unsafe { scope(handle) }? {
         let mut front = scope.front();
-        match catch_unwind(AssertUnwindSafe(|| call(&mut front))) {
+        let call = AssertUnwindSafe(|| {
+            #[cfg(test)]
+            tests::panic_if_wanted();
+            call(&mut front)
+        });
+        match catch_unwind(call) {
             Ok(outcome) => outcome?,
             Err(panic) => {
-                front.give_up_step();
                 front.fault(Fault::Panic);
                 // The boundary of the function makes a status of it.
                 resume_unwind(panic);
@@ -88,22 +92,50 @@ pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut
 mod tests {
     use super::*;
     use crate::abi::boundary::guard;
+    use crate::abi::catalog::{fgs_bind, fgs_register, fgs_tensor};
+    use crate::abi::text::MAGIC;
     use crate::ring::Reader;
     use crate::scope::Options;
+    use std::cell::Cell;
+
+    thread_local! {
+        /// The next call of this thread panics.
+        static PANIC: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub fn panic_if_wanted() {
+        assert!(!PANIC.replace(false), "on purpose");
+    }
 
     #[test]
     fn a_panic_inside_a_call_is_counted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run.ring");
         let options = Options { ring_path: Some(path.clone()), ..Options::default() };
-        let handle = fgs_scope::new(Some(Scope::open(options).unwrap()));
-        // SAFETY: the handle is alive and not shared.
-        let status = guard(|| unsafe { with_front(&handle, |_| panic!("on purpose")) });
-        assert_eq!(status, fgs_status::FGS_ERROR_INTERNAL);
+        let mut handle = fgs_scope::new(Some(Scope::open(options).unwrap()));
+        let (name, mut id) = (c"weight", u32::MAX);
+        // SAFETY: all-zero bytes are a value of every field.
+        let mut tensor: fgs_tensor = unsafe { std::mem::zeroed() };
+        (tensor.size, tensor.magic) = (size_of::<fgs_tensor>() as u32, MAGIC);
+        (tensor.name, tensor.numel, tensor.layer_count) = (name.as_ptr(), 4, 1);
+        (tensor.layer, tensor.expert, tensor.tied_to) = (-1, -1, u32::MAX);
+        let gradient = 0;
+        // SAFETY (all calls): the handle is alive and not shared, and so is what the pointers point to.
+        let calls: [(&str, &mut dyn FnMut(*mut fgs_scope) -> fgs_status); 3] = [
+            ("any", &mut |scope| guard(|| unsafe { with_front(scope, |_| Ok(())) })),
+            ("fgs_register", &mut |scope| unsafe { fgs_register(scope, &tensor, &mut id) }),
+            ("fgs_bind", &mut |scope| unsafe { fgs_bind(scope, 0, gradient, std::ptr::null()) }),
+        ];
+        let count = calls.len() as u64;
+        for (name, call) in calls {
+            PANIC.set(true);
+            assert_eq!(call(&mut handle), fgs_status::FGS_ERROR_INTERNAL, "{name}");
+        }
+        assert_eq!(id, u32::MAX);
         // SAFETY: as above.
         let status = guard(|| unsafe { with_front(&handle, |front| Ok(front.step_begin(1)?)) });
         assert_eq!(status, fgs_status::FGS_OK, "the scope goes on");
         handle.into_scope().unwrap().close();
-        assert_eq!(Reader::open(path).unwrap().counter(Fault::Panic as usize), 1);
+        assert_eq!(Reader::open(path).unwrap().counter(Fault::Panic as usize), count);
     }
 }
