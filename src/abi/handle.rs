@@ -79,6 +79,7 @@ pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut
         match catch_unwind(call) {
             Ok(outcome) => outcome?,
             Err(panic) => {
+                front.give_up_step();
                 front.fault(Fault::Panic);
                 // The boundary of the function makes a status of it.
                 resume_unwind(panic);
