@@ -343,7 +343,8 @@ impl Measured {
             });
             // A binding that took other elements since then has nothing to compare with.
             let taken = is_set(&self.taken, slice);
-            let copy = copy.as_mut().filter(|before| taken && before.exact.covers(segments)).map(|before| {
+            let fits = |exact: &Exact| exact.span == Span::of(segments) && exact.covers(segments);
+            let copy = copy.as_mut().filter(|before| taken && fits(&before.exact)).map(|before| {
                 let values = &mut before.exact.values[..];
                 Copy { span: before.exact.span, values, compare: true, replace: false }
             });
