@@ -99,15 +99,18 @@ impl Options {
     /// Resolves `given` (the options struct) under the configuration file and the environment.
     pub fn resolve(given: Layer, environment: Environment) -> Result<Self> {
         let mut options = Self::default();
-        // Launchers say which rank this is; every source of ours may overrule them.
-        let launcher = |names: [&str; 4]| names.iter().find_map(|name| environment(name)?.trim().parse().ok());
-        options.rank = launcher(["RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"]).unwrap_or(0);
-        options.world_size = launcher(["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1);
-        options.lay(given);
+        let mut layers = vec![given];
         if let Some(path) = environment("FGS_CONFIG").filter(|path| !path.is_empty()) {
-            options.lay(read(Path::new(&path))?);
+            layers.push(read(Path::new(&path))?);
         }
-        options.lay(from_environment(environment)?);
+        layers.push(from_environment(environment)?);
+        // Launchers say which rank this is; every source of ours may overrule them.
+        let ranks_are_ours = layers.iter().any(|layer| layer.rank.is_some() || layer.world_size.is_some());
+        let (rank, world_size) = launched(environment);
+        if ranks_are_ours || rank < world_size {
+            (options.rank, options.world_size) = (rank, world_size);
+        }
+        layers.into_iter().for_each(|layer| options.lay(layer));
         options.check()?;
         Ok(options)
     }
@@ -121,6 +124,7 @@ impl Options {
         self.ring_path = layer.ring_path.or(self.ring_path.take());
         self.ring_directory = layer.ring_directory.or(self.ring_directory.take());
         self.budget_bytes = layer.budget_bytes.or(self.budget_bytes);
+        self.select.retain(|earlier| !layer.select.iter().any(|rule| rule.replaces(earlier)));
         self.select.extend(layer.select);
     }
 
@@ -156,6 +160,25 @@ impl Options {
             threads => threads as usize,
         }
     }
+}
+
+/// Rank and number of ranks as launchers say: the first that gives both and means it. A lone rank or number is kept for
+/// our own options to complete; what results may contradict itself, and is no reason to fail.
+fn launched(environment: Environment) -> (u32, u32) {
+    const LAUNCHERS: [(&str, &str); 4] = [
+        ("RANK", "WORLD_SIZE"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("PMI_RANK", "PMI_SIZE"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+    ];
+    let number = |name| environment(name)?.trim().parse::<u32>().ok();
+    let said = LAUNCHERS.map(|(rank, size)| (number(rank), number(size)));
+    let both = said.iter().find_map(|&(rank, size)| Some((rank?, size?)).filter(|(rank, size)| rank < size));
+    both.unwrap_or_else(|| {
+        let rank = said.iter().find_map(|said| said.0);
+        let size = said.iter().find_map(|said| said.1);
+        (rank.unwrap_or(0), size.unwrap_or(1))
+    })
 }
 
 fn read(path: &Path) -> Result<Layer> {
@@ -244,6 +267,48 @@ mod tests {
         let options =
             resolve(Layer::default(), &[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")]).unwrap();
         assert_eq!((options.rank, options.world_size), (3, 4));
+    }
+
+    #[test]
+    fn launchers_that_contradict_themselves_are_ignored() {
+        let ranks = |variables: &[(&str, &str)]| {
+            let options = resolve(Layer::default(), variables).unwrap();
+            (options.rank, options.world_size)
+        };
+        assert_eq!(ranks(&[("RANK", "3")]), (0, 1));
+        assert_eq!(ranks(&[("RANK", "3"), ("WORLD_SIZE", "2")]), (0, 1));
+        assert_eq!(ranks(&[("RANK", "0"), ("WORLD_SIZE", "0")]), (0, 1));
+        assert_eq!(ranks(&[("RANK", "none"), ("WORLD_SIZE", "2")]), (0, 2));
+        // The next launcher may be sound: sbatch leaves its variables to what torchrun starts, and the other way round.
+        assert_eq!(ranks(&[("RANK", "3"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")]), (1, 2));
+        // Ours complete a launcher's, and have to be consistent.
+        assert_eq!(ranks(&[("RANK", "3"), ("FGS_WORLD_SIZE", "8")]), (3, 8));
+        assert_eq!(ranks(&[("WORLD_SIZE", "4"), ("FGS_RANK", "2")]), (2, 4));
+        assert_eq!(ranks(&[("RANK", "3"), ("FGS_RANK", "0")]), (0, 1));
+        let error = resolve(Layer::default(), &[("FGS_RANK", "3"), ("FGS_WORLD_SIZE", "2")]).unwrap_err();
+        assert!(error.to_string().starts_with("rank: 3"));
+    }
+
+    #[test]
+    fn includes_and_excludes_replace_earlier_ones_of_their_kind() {
+        use crate::scope::schedule::Schedule;
+        let given =
+            || Layer { select: Rule::from_options(Some("attn".into()), Some("bias".into())), ..Layer::default() };
+        let measured = |variables: &[(&str, &str)]| {
+            let options = resolve(given(), variables).unwrap();
+            let names = ["attn.weight", "attn.bias", "mlp.weight", "mlp.bias"];
+            names.map(|name| Schedule::of(&options, name).unwrap().every != 0)
+        };
+        assert_eq!(measured(&[]), [true, false, false, false]);
+        assert_eq!(measured(&[("FGS_INCLUDE", "mlp")]), [false, false, true, false]);
+        assert_eq!(measured(&[("FGS_EXCLUDE", "mlp")]), [true, true, false, false]);
+        assert_eq!(measured(&[("FGS_INCLUDE", "mlp"), ("FGS_EXCLUDE", "x")]), [false, false, true, true]);
+        // Rules of a file are of another kind.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.toml");
+        std::fs::write(&path, "[[select]]\ntensors = 'attn.weight'\nevery = 0\n").unwrap();
+        let config = ("FGS_CONFIG", path.to_str().unwrap());
+        assert_eq!(measured(&[config, ("FGS_EXCLUDE", "x")]), [false, true, false, false]);
     }
 
     #[test]

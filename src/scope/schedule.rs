@@ -39,6 +39,12 @@ impl Rule {
         rules
     }
 
+    /// The rule is an include or exclude, and so is an earlier one, which it takes the place of: options that are set in
+    /// two sources hold as the later one says.
+    pub fn replaces(&self, earlier: &Self) -> bool {
+        !self.source.is_empty() && !earlier.source.is_empty() && self.invert == earlier.invert
+    }
+
     /// The regular expression compiles.
     pub fn check(&self) -> Result<()> {
         self.regex().map(drop)
