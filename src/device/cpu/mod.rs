@@ -8,6 +8,7 @@ mod accumulate;
 mod block;
 mod gradients;
 pub mod kernels;
+mod memory_limit;
 mod parameters;
 mod pool;
 mod vector;
@@ -94,7 +95,8 @@ impl Device for Cpu {
     fn memory_bytes(&self) -> u64 {
         // SAFETY: sysconf has no preconditions.
         let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-        pages.max(0) as u64 * size.max(0) as u64
+        let machine = pages.max(0) as u64 * size.max(0) as u64;
+        memory_limit::memory_limit().map_or(machine, |limit| limit.min(machine))
     }
 }
 
