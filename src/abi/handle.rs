@@ -4,6 +4,7 @@ use super::boundary::{Failure, Outcome};
 use super::status::fgs_status;
 use crate::scope::schema::Fault;
 use crate::scope::{Front, Scope};
+use crate::stats::linalg;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
@@ -23,17 +24,27 @@ pub struct fgs_scope {
 /// Forks that this process descends from since the library was loaded.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-extern "C" fn count_fork() {
+extern "C" fn before_fork() {
+    linalg::hold_for_fork();
+}
+
+extern "C" fn after_fork() {
+    linalg::release_after_fork();
+}
+
+extern "C" fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
+    linalg::release_after_fork();
 }
 
 impl fgs_scope {
     pub(super) fn new(scope: Option<Scope>) -> Self {
         static ONCE: Once = Once::new();
-        // Threads do not survive a fork: a child must not wait for them.
-        // SAFETY: the handler touches nothing but an atomic. Failing (no memory) leaves forks unnoticed.
+        // Threads do not survive a fork: a child must not wait for them, nor for what they hold.
+        // SAFETY: the handlers touch an atomic and one lock, which is never held across calls into the trainer, so the
+        // thread that forks does not hold it. Failing (no memory) leaves forks unnoticed.
         ONCE.call_once(|| unsafe {
-            libc::pthread_atfork(None, None, Some(count_fork));
+            libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork_in_child));
         });
         let path = scope.as_ref().map(|scope| scope.ring_path().as_os_str().as_encoded_bytes().to_vec());
         let ring_path = CString::new(path.unwrap_or_default()).unwrap_or_default();
@@ -138,5 +149,46 @@ mod tests {
         assert_eq!(status, fgs_status::FGS_OK, "the scope goes on");
         handle.into_scope().unwrap().close();
         assert_eq!(Reader::open(path).unwrap().counter(Fault::Panic as usize), count);
+    }
+
+    /// A drain thread of this process may be inside the algebra at the moment of the fork.
+    #[test]
+    fn a_child_is_not_left_without_algebra() {
+        use ndarray::{Array1, Array2};
+        use std::sync::Barrier;
+        use std::sync::atomic::AtomicBool;
+        let _registers_the_handlers = fgs_scope::new(None);
+        let solve = |n| linalg::solve_positive_definite(&Array2::eye(n), &Array1::ones(n)).unwrap();
+        let (started, done) = (Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                started.wait();
+                while !done.load(Ordering::Relaxed) {
+                    solve(192);
+                }
+            });
+            started.wait();
+            let children: Vec<_> = (0..30)
+                .map(|_| {
+                    // SAFETY: the child only computes, which allocates at most, and ends without returning. A child that
+                    // waits for ever is ended by the alarm.
+                    unsafe {
+                        let child = libc::fork();
+                        if child == 0 {
+                            libc::alarm(10);
+                            libc::_exit(i32::from(solve(2)[1] != 1.0));
+                        }
+                        child
+                    }
+                })
+                .collect();
+            done.store(true, Ordering::Relaxed);
+            for child in children {
+                let mut status = -1;
+                // SAFETY: `status` is writable.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                assert_eq!(status, 0, "the child did not end by itself, with 0");
+            }
+        });
     }
 }

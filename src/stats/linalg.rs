@@ -5,19 +5,42 @@
 
 use ndarray::{Array1, Array2};
 use ndarray_linalg::SolveC;
-use parking_lot::Mutex;
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 // Links the archive that ndarray-linalg's declarations refer to.
 use openblas_src as _;
 
+/// Of the standard library, since it can be released in the child of a fork, whatever other threads were waiting for.
 static LOCK: Mutex<()> = Mutex::new(());
+
+fn lock() -> MutexGuard<'static, ()> {
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// What this thread holds while it forks. Never dropped with the thread: a destructor would keep the library loaded.
+    static HELD: Cell<Option<ManuallyDrop<MutexGuard<'static, ()>>>> = const { Cell::new(None) };
+}
+
+/// Before a fork: waits until no thread computes, so that a child does not find the lock held by a thread that it does
+/// not have, nor the algebra half-way.
+pub fn hold_for_fork() {
+    HELD.set(Some(ManuallyDrop::new(lock())));
+}
+
+/// After a fork, in the parent and in the child.
+pub fn release_after_fork() {
+    drop(HELD.take().map(ManuallyDrop::into_inner));
+}
 
 /// Solves A·x = b for a symmetric positive definite A. `None` if it is not.
 pub fn solve_positive_definite(a: &Array2<f64>, b: &Array1<f64>) -> Option<Array1<f64>> {
     if a.iter().chain(b).any(|x| !x.is_finite()) {
         return None;
     }
-    let _guard = LOCK.lock();
+    let _guard = lock();
     a.solvec(b).ok().filter(|x| x.iter().all(|x| x.is_finite()))
 }
 
@@ -32,6 +55,18 @@ mod tests {
         assert!((x[0] - 1.0).abs() < 1e-12 && (x[1] - 2.0).abs() < 1e-12);
         assert!(solve_positive_definite(&arr2(&[[1.0, 2.0], [2.0, 1.0]]), &arr1(&[1.0, 1.0])).is_none());
         assert!(solve_positive_definite(&arr2(&[[f64::NAN]]), &arr1(&[1.0])).is_none());
+    }
+
+    #[test]
+    fn nothing_is_computed_while_a_fork_holds_the_lock() {
+        let solve = || solve_positive_definite(&arr2(&[[4.0]]), &arr1(&[8.0])).unwrap()[0];
+        hold_for_fork();
+        let other = std::thread::spawn(solve);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!other.is_finished());
+        release_after_fork();
+        assert_eq!((other.join().unwrap(), solve()), (2.0, 2.0));
+        release_after_fork();
     }
 
     #[test]

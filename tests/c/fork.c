@@ -33,6 +33,50 @@ static void child(fgs_scope *scope, uint32_t id)
     OK(fgs_close(own));
 }
 
+/* Sampled steps of a task after an earlier one, whose analysis needs more than sums. Waits for none of them. */
+static void two_tasks(fgs_scope *scope, uint64_t step, uint64_t steps, int begin)
+{
+    if (begin) {
+        OK(fgs_task_begin(scope, "first"));
+        for (uint64_t i = 0; i < 4; i++)
+            measure_step(scope, step++);
+        OK(fgs_task_end(scope));
+        OK(fgs_task_begin(scope, "second"));
+    }
+    for (uint64_t i = 0; i < steps; i++, step++) {
+        OK(fgs_step_begin(scope, step));
+        OK(fgs_gradients_ready(scope, 1.0, 0, NULL));
+        OK(fgs_step_end(scope, 1, NULL));
+    }
+}
+
+/* Children that are forked at any moment of the parent's analysis can do all of it themselves. */
+static void busy_parent(void)
+{
+    fgs_dltensor data = F32(gradient, 4);
+    fgs_scope *scope = open_scope();
+    OK(fgs_bind(scope, register_plain(scope, "weight", 4), FGS_GRAD, &data));
+    two_tasks(scope, 0, 0, 1);
+    for (uint64_t k = 0; k < 20; k++) {
+        two_tasks(scope, 4 + 5 * k, 5, 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            alarm(20); /* ends a child that hangs */
+            OK(fgs_close(scope));
+            fgs_scope *own = open_scope();
+            OK(fgs_bind(own, register_plain(own, "weight", 4), FGS_GRAD, &data));
+            two_tasks(own, 0, 3, 1);
+            OK(fgs_flush(own));
+            OK(fgs_close(own));
+            _exit(RESULT());
+        }
+        int status = -1;
+        CHECK(waitpid(pid, &status, 0) == pid);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    OK(fgs_close(scope));
+}
+
 int main(void)
 {
     fgs_scope *scope = open_scope();
@@ -63,5 +107,7 @@ int main(void)
     CHECK(all.end == FGS_EMPTY);
     ring_free(&all);
     OK(fgs_close(scope));
+
+    busy_parent();
     return RESULT();
 }
