@@ -68,7 +68,8 @@ impl Kernels {
 }
 
 /// Powers of two by which two factors have to be multiplied before they are multiplied with each other, so that products
-/// and squares of products stay in range: 1 where they do anyhow, which is nearly always. The peaks are finite.
+/// and squares of products stay in range: 1 where they do anyhow, which is nearly always. An infinite peak (a difference of
+/// large numbers) counts as the largest finite one: sums with it are infinite, or NaN where infinities cancel.
 #[inline(always)]
 pub fn normalizers(x_peak: f32, y_peak: f32) -> Scales {
     // A product of peaks down to 2⁻⁴⁰ has a square of 2⁻⁸⁰: only terms 2²³ times smaller than it underflow.
@@ -78,8 +79,8 @@ pub fn normalizers(x_peak: f32, y_peak: f32) -> Scales {
     if (x + y).abs() <= SAFE && x.abs() <= 2 * SAFE {
         return (1.0, 1.0);
     }
-    // Subnormal peaks would need a scale beyond 2¹²⁶: they are scaled as far as that goes.
-    let scale = |exponent: i32| f32::from_bits(((127 - exponent.max(-126)) as u32) << 23);
+    // Subnormal peaks would need a scale beyond 2¹²⁶, and the largest a subnormal one: they are scaled as far as that goes.
+    let scale = |exponent: i32| f32::from_bits(((127 - exponent.clamp(-126, 126)) as u32) << 23);
     (scale(x), scale(y))
 }
 
@@ -403,7 +404,7 @@ mod tests {
 
     #[test]
     fn extreme_magnitudes_neither_overflow_nor_vanish() {
-        for exponent in [-140, -120, -60, -21, -20, 0, 20, 21, 60, 120] {
+        for exponent in [-140, -120, -60, -21, -20, 0, 20, 21, 60, 120, 126, 127] {
             let scale = 2f64.powi(exponent) as f32;
             let x: Vec<f32> = (0..BLOCK).map(|k| if k % 2 == 0 { scale } else { -scale }).collect();
             let y = vec![scale; BLOCK];
@@ -418,6 +419,33 @@ mod tests {
                 assert!((pair.dot_squares / dot_squares - 1.0).abs() < 1e-6, "{} 2^{exponent}", kernels.name);
                 assert!((pair.opposing / exact - 0.5).abs() < 1e-6);
             }
+        }
+    }
+
+    #[test]
+    fn infinite_differences_give_infinite_sums() {
+        let (mut x, y, mut difference) = (vec![0.0; BLOCK], vec![-3e38; BLOCK], vec![0.0; BLOCK]);
+        x[77] = 3e38;
+        for kernels in Kernels::available() {
+            (kernels.difference)(&x, &y, &mut difference);
+            let peak = f32::from_bits((kernels.peak)(&difference));
+            assert_eq!(peak, f32::INFINITY);
+            let scale = normalizer(peak);
+            assert!(scale.is_normal(), "{scale}");
+            assert_eq!((kernels.squares)(&difference, scale), f64::INFINITY);
+            let ones = vec![1.0; BLOCK];
+            for (other, sign) in [(&ones, 1.0), (&y, -1.0)] {
+                let scales = normalizers(peak, other[0].abs());
+                assert_eq!((kernels.dot)(&difference, other, scales), sign * f64::INFINITY);
+                let pair = (kernels.pair)(&difference, other, scales);
+                assert_eq!((pair.dot, pair.dot_squares), (sign * f64::INFINITY, f64::INFINITY));
+                assert_eq!(pair.opposing, if sign < 0.0 { f64::INFINITY } else { 0.0 });
+                assert_eq!(pair.conflicts, if sign < 0.0 { BLOCK as u64 } else { 0 });
+            }
+            // All but the infinite one are near the end of the range, and their sums are right.
+            difference[77] = 0.0;
+            let exact = (BLOCK - 1) as f64 * f64::from(3e38f32) * f64::from(3e38f32);
+            assert!(((kernels.squares)(&difference, normalizer(3e38)) / exact - 1.0).abs() < 1e-6);
         }
     }
 
