@@ -279,3 +279,136 @@ fn updates_and_drift() {
     add(&layout, 0, &new, &mut oracle);
     assert_eq!(sketch, oracle, "fp64 buckets, one unit: the same additions in the same order");
 }
+
+/// Everything that the three passes give for a slice of several waves of units, as bits.
+fn all_passes(device: &Cpu, source: &[f32], before: &[f32]) -> (Vec<u64>, Vec<f32>, Vec<f32>) {
+    let buffer = Buffer::new(DType::F32, source);
+    let segments = [segment(1, source.len() as u64, 0, 0, 1)];
+    let span = Span::of(&segments);
+    let layout = Layout::new(source.len() as u64, 1 << 20, 5);
+    let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
+    let kept = Kept { span, values: before, peak: before.iter().fold(0.0f32, |m, x| m.max(x.abs())) };
+    let (sums, pair, mut sketches) = run_gradient(device, read, kept);
+    let (mut sum, mut copy) = (before.to_vec(), before.to_vec());
+    let mut sketch = vec![0.0; layout.buckets];
+    let given = Some((span, &mut sum[..]));
+    let mut jobs = [AccumulateJob { read, scale: 0.5, sum: given, sketch: &mut sketch, sums: GradientSums::default() }];
+    device.accumulate(&mut jobs);
+    assert!(jobs[0].sum.is_some(), "jobs are given back as they were");
+    assert_eq!(jobs[0].sums, sums);
+    sketches.extend(sketch.iter().map(|x: &f32| x.to_bits()));
+    let (mut update_sketch, mut drift_sketch) = (vec![0.0; layout.buckets], vec![0.0; layout.buckets]);
+    let mut wide = vec![0.0; layout.buckets];
+    let task = TaskJob { reference: Some(kept), anchor: Some(kept), snapshot: Some(kept), ..TaskJob::default() };
+    let mut jobs = [ParameterJob {
+        read,
+        copy: Some(Copy { span, values: &mut copy, compare: true, replace: true }),
+        update_sketch: &mut update_sketch,
+        sketch: &mut wide,
+        tasks: vec![TaskJob { drift_sketch: &mut drift_sketch, ..task }],
+        update: UpdateSums::default(),
+    }];
+    device.parameters(&mut jobs);
+    assert!(jobs[0].copy.is_some(), "jobs are given back as they were");
+    let (update, task) = (jobs[0].update, &jobs[0].tasks[0]);
+    let (update_pair, drift) = (task.update, task.drift);
+    let counts = [sums.count, pair.conflicts, update.count, update_pair.conflicts, update_pair.active];
+    let numbers = [sums.squares, pair.dot, update.weights, update.updates, update_pair.dot, drift.drift];
+    let mut bits: Vec<u64> = counts.into_iter().chain(numbers.map(f64::to_bits)).collect();
+    bits.extend([drift.drift_dot_snapshot.to_bits(), drift.reference_dot.to_bits()]);
+    bits.extend(wide.iter().map(|x: &f64| x.to_bits()));
+    bits.extend(update_sketch.iter().chain(&drift_sketch).map(|x: &f32| u64::from(x.to_bits())));
+    bits.extend(sketches.into_iter().map(u64::from));
+    (bits, sum, copy)
+}
+
+#[test]
+fn several_waves_have_the_same_bits_on_any_number_of_threads() {
+    let (source, before) = (values(11, 3_300_000), values(12, 3_300_000));
+    let (bits, sum, copy) = all_passes(&Cpu::new(1).unwrap(), &source, &before);
+    assert_eq!(copy, source);
+    assert!(sum.iter().zip(&source).zip(&before).all(|((sum, x), before)| *sum == before + 0.5 * x));
+    check_gradient(DType::F32, &[segment(1, 3_300_000, 0, 0, 1)], 3_300_000, &source, 1 << 20);
+    for threads in [2, 5] {
+        assert!(all_passes(&Cpu::new(threads).unwrap(), &source, &before) == (bits.clone(), sum.clone(), copy.clone()));
+    }
+}
+
+/// A trainer that was built with -Ofast, or set its own mode, changes nothing: what is added is added on the pool's threads.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_float_mode_of_the_calling_thread_does_not_matter() {
+    let small: Vec<f32> = values(13, 2_000).iter().map(|x| x * 1e-37).collect();
+    assert!(small.iter().any(|x| x.is_subnormal()));
+    let device = Cpu::new(2).unwrap();
+    let expected = all_passes(&device, &small, &values(14, 2_000));
+    let set = |mode: u32| {
+        // SAFETY: loads a valid control word from memory.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &mode, options(nostack, readonly)) };
+    };
+    let other = std::thread::spawn(move || {
+        let reference = values(14, 2_000);
+        // Exceptions masked as at the start; flush denormals, take them for zero, round towards zero.
+        set(0x1f80 | 0x8000 | 0x0040 | 0x6000);
+        let found = all_passes(&device, &small, &reference);
+        set(0x1f80);
+        found
+    });
+    assert!(other.join().unwrap() == expected);
+}
+
+#[test]
+fn values_that_the_scale_makes_infinite_are_zeroed_and_counted() {
+    let mut source = values(15, 5_000);
+    (source[17], source[4_500]) = (3e38, -2e38);
+    let buffer = Buffer::new(DType::F32, &source);
+    let segments = [segment(1, 5_000, 0, 0, 1)];
+    let (span, layout) = (Span::of(&segments), Layout::new(5_000, 1024, 5));
+    let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
+    let (mut sum, mut sketch) = (vec![0.0; 5_000], vec![0.0; 1024]);
+    let given = Some((span, &mut sum[..]));
+    let mut jobs = [AccumulateJob { read, scale: 4.0, sum: given, sketch: &mut sketch, sums: GradientSums::default() }];
+    Cpu::new(2).unwrap().accumulate(&mut jobs);
+    assert_eq!((jobs[0].sums.non_finite, jobs[0].sums.count, jobs[0].sums.peak), (2, 5_000, 3e38));
+    (source[17], source[4_500]) = (0.0, 0.0);
+    assert!(sum.iter().zip(&source).all(|(sum, x)| *sum == 4.0 * x));
+    assert!(sketch.iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn differences_beyond_the_range_are_infinite_not_nan() {
+    let (mut new, mut old) = (values(16, 5_000), values(17, 5_000));
+    (new[3], old[3], new[4_999], old[4_999]) = (3e38, -3e38, -3e38, 3e38);
+    let buffer = Buffer::new(DType::F32, &new);
+    let segments = [segment(1, 5_000, 0, 0, 1)];
+    let (span, layout) = (Span::of(&segments), Layout::new(5_000, 1024, 5));
+    // Zero where the difference is infinite: such a product is zero.
+    let mut reference = values(18, 5_000);
+    (reference[3], reference[4_999]) = (0.0, 0.0);
+    let reference = Some(Kept { span, values: &reference, peak: 0.25 });
+    let (mut update_sketch, mut drift_sketch) = (vec![0.0; 1024], vec![0.0; 1024]);
+    let snapshot = old.clone();
+    let snapshot = Some(Kept { span, values: &snapshot, peak: 3e38 });
+    let mut jobs = [ParameterJob {
+        read: SliceRead { layout, memory: buffer.memory(), segments: &segments },
+        copy: Some(Copy { span, values: &mut old, compare: true, replace: false }),
+        update_sketch: &mut update_sketch,
+        sketch: &mut [],
+        tasks: vec![TaskJob {
+            reference,
+            anchor: reference,
+            snapshot,
+            drift_sketch: &mut drift_sketch,
+            ..TaskJob::default()
+        }],
+        update: UpdateSums::default(),
+    }];
+    Cpu::new(2).unwrap().parameters(&mut jobs);
+    let (update, task) = (jobs[0].update, &jobs[0].tasks[0]);
+    assert_eq!((update.updates, update.peak, update.non_finite), (f64::INFINITY, f32::INFINITY, 0));
+    assert!(update.weights.is_finite());
+    assert_eq!(task.drift.drift, f64::INFINITY);
+    assert!(task.drift.snapshot.is_finite() && task.drift.drift_dot_snapshot < -1e76);
+    assert!(task.update.dot.is_finite() && task.drift.reference_dot.is_finite());
+    assert!(update_sketch.iter().chain(&drift_sketch).all(|x| !x.is_nan()));
+}

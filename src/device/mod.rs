@@ -59,7 +59,8 @@ pub struct AccumulateJob<'a> {
     pub sum: Option<(Span, &'a mut [f32])>,
     /// Sketch of this gradient alone, times `scale`; added to.
     pub sketch: &'a mut [f32],
-    /// Of the gradient as read, before scaling.
+    /// Of the gradient as read, before scaling. Elements that only the scale makes infinite are added as zero too, and
+    /// counted as non-finite.
     pub sums: GradientSums,
 }
 

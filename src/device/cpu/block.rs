@@ -11,6 +11,10 @@ use crate::sketch::CHUNK;
 /// Elements of a unit: large enough to outweigh the 64 KiB sketch that it fills, small enough to share out.
 pub const UNIT: u64 = 1 << 20;
 
+/// Buckets of the sketches of all units of a wave: 8 MiB of fp32. With matrices that is 128 units, enough that threads
+/// seldom wait for the last one.
+const WAVE_BUCKETS: usize = 1 << 21;
+
 /// Buffer for one block.
 #[repr(align(64))]
 pub struct Staging(pub [f32; BLOCK]);
@@ -26,6 +30,19 @@ pub fn units(span: Span) -> impl Iterator<Item = Span> {
     let first = span.start / UNIT;
     let last = span.end.div_ceil(UNIT);
     (first..last).map(move |unit| Span { start: (unit * UNIT).max(span.start), end: ((unit + 1) * UNIT).min(span.end) })
+}
+
+/// How many of the units whose sketches have so many buckets are measured at once. Each fills a sketch of its own, which
+/// is added to the slice's after them all, in their order: so memory does not grow with the model, nor results depend on
+/// the number of threads. At least one.
+pub fn wave(buckets: impl Iterator<Item = usize>) -> usize {
+    let mut room = WAVE_BUCKETS;
+    let fits = |buckets: &usize| {
+        let fits = *buckets <= room;
+        room = room.saturating_sub(*buckets);
+        fits
+    };
+    buckets.take_while(fits).count().max(1)
 }
 
 /// The blocks of a unit, in order.
@@ -164,4 +181,18 @@ pub fn load<'s>(
     let (values, count, next) = block.read(read, kernels.widen, staging);
     let (values, peak, non_finite) = sanitize(values, kernels.peak, clean);
     Loaded { values, sums: GradientSums { count, non_finite, squares: 0.0, peak }, next }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waves_are_bounded_and_advance() {
+        let matrix = 16_384;
+        assert_eq!(wave(std::iter::repeat_n(matrix, 1000)), WAVE_BUCKETS / matrix);
+        assert_eq!(wave(std::iter::repeat_n(matrix, 3)), 3);
+        assert_eq!(wave([1, WAVE_BUCKETS, 1].into_iter()), 1);
+        assert_eq!(wave([2 * WAVE_BUCKETS, 1].into_iter()), 1);
+    }
 }

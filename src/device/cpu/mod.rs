@@ -88,8 +88,10 @@ impl Device for Cpu {
             let peak = f32::from_bits((self.kernels.peak)(values));
             ((self.kernels.squares)(values, normalizer(peak)), peak)
         };
-        let blocks: Vec<_> = self.pool.install(|| values.par_chunks(kernels::BLOCK).map(block).collect());
-        blocks.into_iter().fold((0.0, 0.0), |(sum, peak), (squares, high)| (sum + squares, high.max(peak)))
+        self.pool.install(|| {
+            let blocks: Vec<_> = values.par_chunks(kernels::BLOCK).map(block).collect();
+            blocks.into_iter().fold((0.0, 0.0), |(sum, peak), (squares, high)| (sum + squares, high.max(peak)))
+        })
     }
 
     fn memory_bytes(&self) -> u64 {

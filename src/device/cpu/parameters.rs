@@ -1,22 +1,17 @@
 //! The fused pass over parameters: update, drift, sketches, copies.
 
 use super::Cpu;
-use super::block::{Block, Loaded, Staging, blocks, load, units};
+use super::block::{Block, Loaded, Staging, blocks, load, units, wave};
 use super::kernels::{NOWHERE, normalizer, normalizers};
-use crate::device::{DriftSums, Kept, PairSums, ParameterJob, SliceRead, Span, UpdateSums};
+use crate::device::{DriftSums, Kept, PairSums, ParameterJob, Span, TaskJob, UpdateSums};
 use crate::sketch::Layout;
 use rayon::prelude::*;
 
-/// A range of one slice, with its own sketches, so that threads share nothing.
+/// A range of one slice, and what of the library's copy it may write.
 struct Unit<'a> {
     job: usize,
-    read: SliceRead<'a>,
     range: Span,
     copy: Option<UnitCopy<'a>>,
-    tasks: Vec<UnitTask<'a>>,
-    update_sketch: Option<Vec<f32>>,
-    sketch: Option<Vec<f64>>,
-    update: UpdateSums,
 }
 
 /// The part of the library's copy that the unit's range covers.
@@ -26,95 +21,101 @@ struct UnitCopy<'a> {
     replace: bool,
 }
 
-struct UnitTask<'a> {
-    reference: Option<Kept<'a>>,
-    anchor: Option<Kept<'a>>,
-    snapshot: Option<Kept<'a>>,
-    drift_sketch: Option<Vec<f32>>,
+/// What was found in a unit, apart from the job, so that threads share nothing. Sketches that are not wanted are empty.
+struct Found {
+    update: UpdateSums,
+    update_sketch: Vec<f32>,
+    sketch: Vec<f64>,
+    tasks: Vec<FoundTask>,
+}
+
+struct FoundTask {
     update: PairSums,
     drift: DriftSums,
+    drift_sketch: Vec<f32>,
 }
 
 /// Reads every parameter once and fills the jobs' sums, sketches and copies.
 pub(super) fn run(cpu: &Cpu, jobs: &mut [ParameterJob]) {
+    // Apart from the jobs while units hold parts of them.
+    let mut copies: Vec<_> = jobs.iter_mut().map(|job| job.copy.take()).collect();
     let mut list: Vec<Unit> = Vec::with_capacity(jobs.len());
-    for (index, job) in jobs.iter_mut().enumerate() {
-        let buckets = job.read.layout.buckets;
-        let (wants_update, wants_sketch) = (!job.update_sketch.is_empty(), !job.sketch.is_empty());
-        let mut rest = job.copy.as_mut().map(|copy| (&mut *copy.values, copy.compare, copy.replace));
+    for ((index, job), copy) in jobs.iter().enumerate().zip(&mut copies) {
+        let mut rest = copy.as_mut().map(|copy| (&mut *copy.values, copy.compare, copy.replace));
         for range in units(Span::of(job.read.segments)) {
             let copy = rest.take().map(|(values, compare, replace)| {
                 let (now, later) = values.split_at_mut(range.len());
                 rest = Some((later, compare, replace));
                 UnitCopy { values: now, compare, replace }
             });
-            let tasks = job.tasks.iter().map(|task| UnitTask {
-                reference: task.reference,
-                anchor: task.anchor,
-                snapshot: task.snapshot,
-                drift_sketch: (!task.drift_sketch.is_empty()).then(|| vec![0.0; buckets]),
-                update: PairSums::default(),
-                drift: DriftSums::default(),
-            });
-            list.push(Unit {
-                job: index,
-                read: job.read,
-                range,
-                copy,
-                tasks: tasks.collect(),
-                update_sketch: wants_update.then(|| vec![0.0; buckets]),
-                sketch: wants_sketch.then(|| vec![0.0; buckets]),
-                update: UpdateSums::default(),
-            });
+            list.push(Unit { job: index, range, copy });
         }
     }
-    cpu.pool.install(|| list.par_iter_mut().for_each(|unit| unit.measure(cpu)));
-    let results: Vec<_> = list.into_iter().map(Unit::finish).collect();
-    for result in results {
-        let job = &mut jobs[result.job];
-        job.update += result.update;
-        add(job.update_sketch, &result.update_sketch);
-        add(job.sketch, &result.sketch);
-        for (task, (update, drift, drift_sketch)) in job.tasks.iter_mut().zip(result.tasks) {
-            task.update += update;
-            task.drift += drift;
-            add(task.drift_sketch, &drift_sketch);
+    // What is found is added on the pool's threads too: in their rounding mode, not the trainer's.
+    cpu.pool.install(|| {
+        let mut rest = &mut list[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at_mut(wave(rest.iter().map(|unit| jobs[unit.job].read.layout.buckets)));
+            let found: Vec<_> = now.par_iter_mut().map(|unit| unit.measure(cpu, &jobs[unit.job])).collect();
+            for (unit, found) in now.iter().zip(found) {
+                found.add_to(&mut jobs[unit.job]);
+            }
+            rest = later;
+        }
+    });
+    for (job, copy) in jobs.iter_mut().zip(copies) {
+        job.copy = copy;
+    }
+}
+
+impl Found {
+    fn add_to(self, job: &mut ParameterJob) {
+        job.update += self.update;
+        add(job.update_sketch, &self.update_sketch);
+        add(job.sketch, &self.sketch);
+        for (task, found) in job.tasks.iter_mut().zip(self.tasks) {
+            task.update += found.update;
+            task.drift += found.drift;
+            add(task.drift_sketch, &found.drift_sketch);
         }
     }
 }
 
-/// What a unit found, free of its borrows.
-struct Finished {
-    job: usize,
-    update: UpdateSums,
-    update_sketch: Option<Vec<f32>>,
-    sketch: Option<Vec<f64>>,
-    tasks: Vec<(PairSums, DriftSums, Option<Vec<f32>>)>,
-}
-
-fn add<T: Copy + std::ops::AddAssign>(total: &mut [T], part: &Option<Vec<T>>) {
-    for (total, part) in total.iter_mut().zip(part.iter().flatten()) {
+fn add<T: Copy + std::ops::AddAssign>(total: &mut [T], part: &[T]) {
+    for (total, part) in total.iter_mut().zip(part) {
         *total += *part;
     }
 }
 
+/// An empty sketch of the length of one that is wanted, or of none.
+fn zeros<T: Copy + Default>(wanted: &[T]) -> Vec<T> {
+    vec![T::default(); wanted.len()]
+}
+
 impl Unit<'_> {
-    fn measure(&mut self, cpu: &Cpu) {
+    fn measure(&mut self, cpu: &Cpu, job: &ParameterJob) -> Found {
+        let layout = &job.read.layout;
+        let mut found = Found {
+            update: UpdateSums::default(),
+            update_sketch: zeros(job.update_sketch),
+            sketch: zeros(job.sketch),
+            tasks: job.tasks.iter().map(FoundTask::new).collect(),
+        };
         let mut buffers = Buffers::new();
         for block in blocks(self.range) {
-            let Loaded { values, sums: found, next } =
-                load(block, &self.read, &cpu.kernels, [&mut buffers.staging, &mut buffers.clean]);
-            self.update += UpdateSums {
-                count: found.count,
-                non_finite: found.non_finite,
-                weights: (cpu.kernels.squares)(values, normalizer(found.peak)),
+            let Loaded { values, sums, next } =
+                load(block, &job.read, &cpu.kernels, [&mut buffers.staging, &mut buffers.clean]);
+            found.update += UpdateSums {
+                count: sums.count,
+                non_finite: sums.non_finite,
+                weights: (cpu.kernels.squares)(values, normalizer(sums.peak)),
                 ..UpdateSums::default()
             };
-            if let Some(sketch) = &mut self.sketch {
-                cpu.sketch_f64(&self.read.layout, block, values, sketch);
+            if !found.sketch.is_empty() {
+                cpu.sketch_f64(layout, block, values, &mut found.sketch);
             }
-            for task in &mut self.tasks {
-                task.drift(cpu, &self.read.layout, block, values, &mut buffers.other, &mut buffers.delta);
+            for (task, found) in job.tasks.iter().zip(&mut found.tasks) {
+                found.add_drift(task, cpu, layout, block, values, [&mut buffers.other, &mut buffers.delta]);
             }
             let Some(copy) = &mut self.copy else { continue };
             let at = (block.start - self.range.start) as usize;
@@ -126,15 +127,16 @@ impl Unit<'_> {
                 (cpu.kernels.difference)(values, before, delta);
                 let peak = f32::from_bits((cpu.kernels.peak)(delta));
                 if peak > 0.0 {
-                    self.update.updates += (cpu.kernels.squares)(delta, normalizer(peak));
-                    self.update.peak = self.update.peak.max(peak);
-                    if let Some(sketch) = &mut self.update_sketch {
-                        cpu.sketch(&self.read.layout, block, delta, sketch, next);
+                    found.update.updates += (cpu.kernels.squares)(delta, normalizer(peak));
+                    found.update.peak = found.update.peak.max(peak);
+                    saturate(delta, peak);
+                    if !found.update_sketch.is_empty() {
+                        cpu.sketch(layout, block, delta, &mut found.update_sketch, next);
                     }
-                    for task in &mut self.tasks {
+                    for (task, found) in job.tasks.iter().zip(&mut found.tasks) {
                         if let Some(reference) = &task.reference {
                             let values = block.kept(reference, &mut buffers.other);
-                            task.update += (cpu.kernels.pair)(delta, values, normalizers(peak, reference.peak));
+                            found.update += (cpu.kernels.pair)(delta, values, normalizers(peak, reference.peak));
                         }
                     }
                 }
@@ -143,17 +145,15 @@ impl Unit<'_> {
                 kept.copy_from_slice(block.inside(values));
             }
         }
+        found
     }
+}
 
-    fn finish(self) -> Finished {
-        let tasks = self.tasks.into_iter().map(|task| (task.update, task.drift, task.drift_sketch));
-        Finished {
-            job: self.job,
-            update: self.update,
-            update_sketch: self.update_sketch,
-            sketch: self.sketch,
-            tasks: tasks.collect(),
-        }
+/// Puts the largest finite number in the place of infinite differences, whose products with zero and with each other's
+/// opposite would be NaN. The squares of the differences, taken before, are infinite.
+fn saturate(delta: &mut [f32], peak: f32) {
+    if peak == f32::INFINITY {
+        delta.iter_mut().for_each(|x| *x = x.clamp(f32::MIN, f32::MAX));
     }
 }
 
@@ -171,17 +171,21 @@ impl Buffers {
     }
 }
 
-impl UnitTask<'_> {
-    fn drift(
+impl FoundTask {
+    fn new(task: &TaskJob) -> Self {
+        Self { update: PairSums::default(), drift: DriftSums::default(), drift_sketch: zeros(task.drift_sketch) }
+    }
+
+    fn add_drift(
         &mut self,
+        task: &TaskJob,
         cpu: &Cpu,
         layout: &Layout,
         block: Block,
         values: &[f32],
-        other: &mut Staging,
-        delta: &mut Staging,
+        [other, delta]: [&mut Staging; 2],
     ) {
-        let Some(snapshot) = &self.snapshot else { return };
+        let Some(snapshot) = &task.snapshot else { return };
         let old = block.kept(snapshot, other);
         let delta = &mut delta.0[..values.len()];
         (cpu.kernels.difference)(values, old, delta);
@@ -191,11 +195,12 @@ impl UnitTask<'_> {
             return;
         }
         self.drift.drift += (cpu.kernels.squares)(delta, normalizer(peak));
+        saturate(delta, peak);
         self.drift.drift_dot_snapshot += (cpu.kernels.dot)(delta, old, normalizers(peak, snapshot.peak));
-        if let Some(sketch) = &mut self.drift_sketch {
-            cpu.sketch(layout, block, delta, sketch, NOWHERE);
+        if !self.drift_sketch.is_empty() {
+            cpu.sketch(layout, block, delta, &mut self.drift_sketch, NOWHERE);
         }
-        if let Some(anchor) = &self.anchor {
+        if let Some(anchor) = &task.anchor {
             let values = block.kept(anchor, other);
             self.drift.reference_dot += (cpu.kernels.dot)(delta, values, normalizers(peak, anchor.peak));
         }
