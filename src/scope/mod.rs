@@ -90,6 +90,8 @@ impl Scope {
         writer_options.rank = options.rank;
         writer_options.world = options.world_size;
         writer_options.schema_hash = schema::hash();
+        // Names of hundreds of thousands of tensors and heads; pages are taken only as they are used.
+        writer_options.catalog_bytes = 64 << 20;
         let writer = Writer::create(&writer_options)?;
         let share = (device.memory_bytes() as f64 * options.reference_budget) as u64;
         let budget = Budget::new(options.budget_bytes.unwrap_or(share));

@@ -15,11 +15,12 @@ pub struct Publisher {
     pub time_ns: u64,
     pub step: u64,
     pub flags: u32,
+    catalog_full: bool,
 }
 
 impl Publisher {
     pub fn new(writer: Writer, rank: u32) -> Self {
-        Self { writer, rank, task: None, time_ns: 0, step: 0, flags: 0 }
+        Self { writer, rank, task: None, time_ns: 0, step: 0, flags: 0, catalog_full: false }
     }
 
     /// A record of the step that is being evaluated, or of now.
@@ -46,7 +47,8 @@ impl Publisher {
 
     /// Adds to the ring's catalog. A full catalog costs names, nothing else.
     pub fn name(&mut self, entry: &Entry) {
-        if self.writer.append(entry).is_err() {
+        if self.writer.append(entry).is_err() && !std::mem::replace(&mut self.catalog_full, true) {
+            // Said once: further names would only push records of value out of the ring.
             self.fault(Fault::CatalogFull as u8, self.step);
         }
     }
