@@ -7,7 +7,7 @@
 use super::catalog::Catalog;
 use super::message::{Movement, ReferenceStep, TaskMovement};
 use super::storage::{Budget, Exact};
-use super::task::{Task, Tasks};
+use super::task::Tasks;
 use crate::device::{Copy, Device, ParameterJob, SliceRead, Span, TaskJob, UpdateSums};
 
 /// A copy of a slice's parameters as of the latest sampled step.
@@ -45,11 +45,16 @@ pub fn move_on(
             copy.exact.mantissa_bits = mantissa_bits;
         }
     }
-    let earlier: Vec<&Task> = references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+    let earlier = tasks.compared_in(references);
+    let lacks_reference =
+        |slice: usize, read: &SliceRead| earlier.iter().any(|task| task.kept_reference(slice, read.segments).is_none());
+    // The sketch of the difference serves tasks without an exact reference.
+    let wanted =
+        reads.iter().enumerate().any(|(slice, read)| read.as_ref().is_some_and(|read| lacks_reference(slice, read)));
     let mut movement = Movement {
         compared: vec![false; slices],
         sketched: reads.iter().zip(&*copies).map(|(read, copy)| read.is_some() && copy.is_none()).collect(),
-        sketch: vec![0.0; catalog.buckets],
+        sketch: vec![0.0; if wanted { catalog.buckets } else { 0 }],
         ..Movement::default()
     };
     movement.weights = vec![0.0; if movement.sketched.contains(&true) { catalog.buckets } else { 0 }];
@@ -62,7 +67,6 @@ pub fn move_on(
         let Some(read) = read else { continue };
         let sketch = if copy.is_none() { sketch } else { &mut [] };
         let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, read.segments)).collect();
-        // The sketch of the difference serves tasks without an exact reference.
         let update_sketch = if references.iter().any(Option::is_none) { update_sketch } else { &mut [] };
         let compare = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
         let copy = copy.as_mut().map(|before| {

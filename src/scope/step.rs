@@ -239,7 +239,7 @@ impl Measured {
     fn gradients(&mut self, catalog: &Catalog, tasks: &Tasks, device: &dyn Device, reads: Vec<Option<SliceRead<'_>>>) {
         let sums = &mut self.sums;
         sums.resize(catalog.slices.len(), catalog.buckets);
-        let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+        let earlier = tasks.compared_in(&sums.references);
         let mut slices = Vec::new();
         let mut jobs = Vec::new();
         // Each job's exact references, of which the sums of squares are needed again below.
@@ -297,7 +297,7 @@ impl Measured {
         let slices = catalog.slices.len();
         sums.resize(slices, catalog.buckets);
         copies.resize_with(slices, || None);
-        let earlier: Vec<&Task> = sums.references.iter().map(|r| &tasks.list[usize::from(r.task)]).collect();
+        let earlier = tasks.compared_in(&sums.references);
         // Slices without an exact copy or snapshot need the sketch of the parameters themselves.
         let needs_sketch = |(slice, read): (usize, &Option<SliceRead>)| {
             read.is_some_and(|read| {
@@ -309,7 +309,8 @@ impl Measured {
         let sketched: Vec<bool> = reads.iter().enumerate().map(needs_sketch).collect();
         let wanted = sketched.contains(&true);
         sums.weights_after = vec![0.0; if wanted { catalog.buckets } else { 0 }];
-        sums.update_sketch = vec![0.0; catalog.buckets];
+        // Only alignment with earlier tasks looks at the sketch of an update that is compared exactly.
+        sums.update_sketch = vec![0.0; if earlier.is_empty() { 0 } else { catalog.buckets }];
         let mut drift_sketches: Vec<_> = Vec::with_capacity(earlier.len());
         for (reference, task) in sums.references.iter_mut().zip(&earlier) {
             reference.drift_sketch = vec![0.0; if task.snapshot.is_some() { catalog.buckets } else { 0 }];

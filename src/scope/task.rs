@@ -1,6 +1,6 @@
 //! Tasks on the calling side: exact references and snapshots, and when they were taken.
 
-use super::message::{Origin, TaskId};
+use super::message::{Origin, ReferenceStep, TaskId};
 use super::storage::{Budget, Exact};
 use crate::device::{Device, Segment};
 
@@ -143,6 +143,11 @@ impl Tasks {
                 ((self.list.len() - 1) as TaskId, true)
             }
         }
+    }
+
+    /// The tasks that a step's references are of, in their order.
+    pub fn compared_in(&self, references: &[ReferenceStep]) -> Vec<&Task> {
+        references.iter().map(|reference| &self.list[usize::from(reference.task)]).collect()
     }
 
     /// Tasks other than the current one of which something is kept: those that may be forgotten.

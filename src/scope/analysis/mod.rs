@@ -99,7 +99,7 @@ impl Analysis {
             Message::Task { task, event, step } => self.task_event(task, event, step),
             Message::Reference(batch) => self.reference(*batch),
             Message::Snapshot(snapshot) => self.snapshot(*snapshot),
-            Message::Moved(movement) => self.moved(*movement),
+            Message::Moved(mut movement) => self.moved(&mut movement),
             Message::Evaluation { task, metric, value, step } => {
                 self.outcomes.record(&mut self.publisher, task, metric, value, step);
             }
@@ -180,7 +180,7 @@ impl Analysis {
     }
 
     /// Adds what the parameters moved along each task's reference since they were last read.
-    fn moved(&mut self, mut movement: Movement) {
+    fn moved(&mut self, movement: &mut Movement) {
         movement.resize(self.slices.len(), self.buckets);
         self.last_weights.resize(self.buckets, 0.0);
         self.last_sketched.resize(self.slices.len(), false);
@@ -226,12 +226,11 @@ impl Analysis {
         for step in &sums.references {
             self.tasks.entry(step.task).or_default().origin = step.origin;
         }
-        let movement = std::mem::take(&mut sums.movement);
-        let before = movement.weights.clone();
-        self.moved(movement);
+        let mut movement = std::mem::take(&mut sums.movement);
+        self.moved(&mut movement);
         self.gradients(&sums);
         if sums.applied {
-            self.weights(&mut sums, &before);
+            self.weights(&mut sums, &movement.weights);
         }
         // A step that overflowed or was skipped is no sample of the task's gradients.
         let non_finite: u64 = sums.gradients.iter().flatten().map(|sums| sums.non_finite).sum();
