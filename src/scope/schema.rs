@@ -33,6 +33,38 @@ pub mod kind {
     pub const TASK: u16 = 12;
     /// Something could not be measured.
     pub const FAULT: u16 = 13;
+    /// A layer's hidden states against those at the task's base pass.
+    pub const REPRESENTATION: u16 = 14;
+    /// Principal angles between a layer's leading subspaces then and now.
+    pub const SUBSPACE: u16 = 15;
+    /// A layer's similarity to the next one, then and now.
+    pub const NEIGHBOUR: u16 = 16;
+    /// Class means of a layer's hidden states (neural collapse).
+    pub const COLLAPSE: u16 = 17;
+    /// What an attention head attends to.
+    pub const ATTENTION: u16 = 18;
+    /// What an attention head contributes, and its severity class.
+    pub const HEAD: u16 = 19;
+    /// Lower against upper layers.
+    pub const DEPTH: u16 = 20;
+    /// A router of a mixture of experts.
+    pub const ROUTER: u16 = 21;
+    /// How alike two tasks are at the same weights.
+    pub const SIMILARITY: u16 = 22;
+    /// The loss landscape around the present weights, on a task's probe batch.
+    pub const CURVATURE: u16 = 23;
+    /// One eigenvalue of the Hessian.
+    pub const EIGENVALUE: u16 = 24;
+    /// One node of the Hessian's spectral density.
+    pub const DENSITY: u16 = 25;
+    /// The landscape now against the landscape at the task's snapshot.
+    pub const FLATTENING: u16 = 26;
+    /// The loss at a point between the snapshot and now.
+    pub const LOSS_PATH: u16 = 27;
+    /// Spectrum of the empirical Fisher information, from the reference's batches.
+    pub const FISHER: u16 = 28;
+    /// Curvature along the drift, from two references.
+    pub const SECANT: u16 = 29;
 }
 
 /// What a record is about: a head, a tensor, or a sum over many.
@@ -47,6 +79,8 @@ pub mod level {
     pub const LAYER: u8 = 3;
     /// All measured tensors of this rank.
     pub const MODEL: u8 = 4;
+    /// `slice` = layer << 16 | head: an attention head as a whole.
+    pub const ATTENTION_HEAD: u8 = 5;
 }
 
 /// Bits of a record's flags.
@@ -73,6 +107,12 @@ pub mod flag {
     pub const UNREDUCED: u32 = 1 << 9;
     /// The batch size of the reference is unknown: the quadratic term lacks its factor.
     pub const UNSCALED: u32 = 1 << 10;
+    /// The pass itself became the task's base: there is nothing earlier to compare with.
+    pub const BASE: u32 = 1 << 11;
+    /// Beyond the updates that the null was measured over: the null is extrapolated.
+    pub const EXTRAPOLATED: u32 = 1 << 12;
+    /// Curvature within one tensor: the block of the Hessian on its diagonal, not the model's.
+    pub const BLOCK: u32 = 1 << 13;
 }
 
 /// Roles of tensors and slices.
@@ -133,6 +173,11 @@ pub const fn head_slice(role: Role, head: u32) -> u32 {
     (role as u32) << 16 | head & 0xffff
 }
 
+/// The `slice` of a record at the level of attention heads.
+pub const fn attention_head_slice(layer: u32, head: u32) -> u32 {
+    layer << 16 | head & 0xffff
+}
+
 /// Why something was not measured: value 0 of a FAULT record, and the counter of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -173,7 +218,7 @@ pub enum TaskEvent {
 }
 
 /// Names of the ten values of each kind.
-pub const KINDS: [(u16, &str, &[&str]); 13] = [
+pub const KINDS: [(u16, &str, &[&str]); 29] = [
     (
         kind::STEP,
         "step",
@@ -251,19 +296,158 @@ pub const KINDS: [(u16, &str, &[&str]); 13] = [
     ),
     (kind::TASK, "task", &["event", "batches"]),
     (kind::FAULT, "fault", &["code", "count"]),
+    (
+        kind::REPRESENTATION,
+        "representation",
+        &[
+            "cka",
+            "cka_error",
+            "cka_biased",
+            "procrustes",
+            "mean_shift",
+            "variance_shift",
+            "effective_rank",
+            "effective_rank_base",
+            "tokens",
+            "batches",
+        ],
+    ),
+    (
+        kind::SUBSPACE,
+        "subspace",
+        &[
+            "angle_mean",
+            "angle_max",
+            "null_mean",
+            "null_high",
+            "overlap",
+            "overlap_null",
+            "dimensions",
+            "eigengap",
+            "eigengap_base",
+            "tokens",
+        ],
+    ),
+    (kind::NEIGHBOUR, "neighbour", &["cka", "cka_base", "change", "change_error", "tokens"]),
+    (kind::COLLAPSE, "collapse", &["nc1", "nc1_base", "nc1_null", "classes", "tokens"]),
+    (
+        kind::ATTENTION,
+        "attention",
+        &[
+            "entropy",
+            "entropy_base",
+            "sink",
+            "sink_base",
+            "dormant",
+            "dormant_base",
+            "divergence",
+            "max_logit",
+            "max_logit_base",
+            "rows",
+        ],
+    ),
+    (
+        kind::HEAD,
+        "head",
+        &[
+            "contribution_change",
+            "output_cosine",
+            "null_median",
+            "null_high",
+            "p_value",
+            "q_value",
+            "severity",
+            "effect",
+            "effect_error",
+            "updates",
+        ],
+    ),
+    (
+        kind::DEPTH,
+        "depth",
+        &["difference", "low", "high", "lower", "upper", "lower_heads", "upper_heads", "confidence"],
+    ),
+    (
+        kind::ROUTER,
+        "router",
+        &[
+            "divergence",
+            "js_divergence",
+            "jaccard",
+            "jaccard_null",
+            "load_divergence",
+            "load_divergence_null",
+            "load_entropy",
+            "load_entropy_base",
+            "experts",
+            "tokens",
+        ],
+    ),
+    (
+        kind::SIMILARITY,
+        "similarity",
+        &[
+            "overlap",
+            "overlap_ceiling",
+            "overlap_null",
+            "mean_cosine",
+            "dimensions",
+            "layers",
+            "tokens",
+            "tokens_other",
+        ],
+    ),
+    (
+        kind::CURVATURE,
+        "curvature",
+        &[
+            "largest",
+            "trace",
+            "trace_error",
+            "effective_rank",
+            "relative_trace",
+            "relative_trace_error",
+            "along_drift",
+            "along_old",
+            "gradient_norm",
+            "loss",
+        ],
+    ),
+    (kind::EIGENVALUE, "eigenvalue", &["index", "value", "residual", "along_now"]),
+    (kind::DENSITY, "density", &["node", "weight", "vectors"]),
+    (
+        kind::FLATTENING,
+        "flattening",
+        &[
+            "largest_ratio",
+            "trace_ratio",
+            "trace_ratio_error",
+            "relative_trace_ratio",
+            "relative_trace_ratio_error",
+            "gradient_norm_ratio",
+        ],
+    ),
+    (kind::LOSS_PATH, "loss_path", &["position", "loss", "distance"]),
+    (
+        kind::FISHER,
+        "fisher",
+        &["largest", "second", "third", "fourth", "fifth", "trace", "effective_rank", "batches", "examples"],
+    ),
+    (kind::SECANT, "secant", &["curvature", "error", "distance", "batches"]),
 ];
 
 /// Names of levels.
-pub const LEVELS: [(u8, &str); 5] = [
+pub const LEVELS: [(u8, &str); 6] = [
     (level::HEAD, "head"),
     (level::TENSOR, "tensor"),
     (level::ROLE, "role"),
     (level::LAYER, "layer"),
     (level::MODEL, "model"),
+    (level::ATTENTION_HEAD, "attention_head"),
 ];
 
 /// Names of flags.
-pub const FLAGS: [(u32, &str); 11] = [
+pub const FLAGS: [(u32, &str); 14] = [
     (flag::EXACT, "exact"),
     (flag::FROZEN, "frozen"),
     (flag::REFRESHED, "refreshed"),
@@ -275,6 +459,9 @@ pub const FLAGS: [(u32, &str); 11] = [
     (flag::SKIPPED, "skipped"),
     (flag::UNREDUCED, "unreduced"),
     (flag::UNSCALED, "unscaled"),
+    (flag::BASE, "base"),
+    (flag::EXTRAPOLATED, "extrapolated"),
+    (flag::BLOCK, "block"),
 ];
 
 /// The schema as catalog entries.
