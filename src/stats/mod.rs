@@ -3,6 +3,7 @@
 //! Nothing here knows a pointer, a device, a thread or a ring. Every function gives a value together with what is needed
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
+pub mod divergence;
 pub mod drift;
 pub mod forgetting;
 pub mod interference;
@@ -10,4 +11,5 @@ pub mod linalg;
 pub mod noise;
 pub mod prediction;
 pub mod projection;
+pub mod random;
 pub mod update;
