@@ -3,6 +3,7 @@
 //! Nothing here knows a pointer, a device, a thread or a ring. Every function gives a value together with what is needed
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
+pub mod cka;
 pub mod divergence;
 pub mod drift;
 pub mod forgetting;
@@ -12,4 +13,7 @@ pub mod noise;
 pub mod prediction;
 pub mod projection;
 pub mod random;
+pub mod representation;
+pub mod sample;
+pub mod subspace;
 pub mod update;

@@ -110,7 +110,7 @@ impl Sample {
 }
 
 /// Jackknife standard error: √((n − 1)/n · Σ(value₍ᵢ₎ − mean)²) (Tukey 1958).
-fn jackknife(value: f64, leave_one_out: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn jackknife(value: f64, leave_one_out: impl Iterator<Item = f64>) -> f64 {
     let values: Vec<f64> = leave_one_out.map(|x| x - value).collect();
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
