@@ -4,6 +4,7 @@
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
 pub mod cka;
+pub mod contribution;
 pub mod divergence;
 pub mod drift;
 pub mod forgetting;
@@ -15,5 +16,6 @@ pub mod projection;
 pub mod random;
 pub mod representation;
 pub mod sample;
+pub mod severity;
 pub mod subspace;
 pub mod update;
