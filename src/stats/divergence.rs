@@ -56,7 +56,7 @@ pub fn jensen_shannon(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
 }
 
 /// Logarithms of the probabilities that a row of logits stands for.
-pub fn log_softmax(logits: &[f32], out: &mut Vec<f64>) {
+pub fn log_softmax(logits: ndarray::ArrayView1<f32>, out: &mut Vec<f64>) {
     out.clear();
     out.extend(logits.iter().map(|&x| f64::from(x)));
     let peak = out.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -117,7 +117,7 @@ mod tests {
         #[test]
         fn softmax_is_normalised(logits in prop::collection::vec(-80.0f32..80.0, 1..40)) {
             let mut out = Vec::new();
-            log_softmax(&logits, &mut out);
+            log_softmax(ndarray::ArrayView1::from(&logits), &mut out);
             prop_assert!((out.iter().map(|x| x.exp()).sum::<f64>() - 1.0).abs() < 1e-13);
             prop_assert!(((out[0] - f64::from(logits[0])) - (out[out.len() - 1] - f64::from(logits[logits.len() - 1]))).abs() < 1e-12);
         }

@@ -3,8 +3,10 @@
 //! Nothing here knows a pointer, a device, a thread or a ring. Every function gives a value together with what is needed
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
+pub mod attention;
 pub mod cka;
 pub mod contribution;
+pub mod depth;
 pub mod divergence;
 pub mod drift;
 pub mod forgetting;
@@ -15,6 +17,7 @@ pub mod prediction;
 pub mod projection;
 pub mod random;
 pub mod representation;
+pub mod router;
 pub mod sample;
 pub mod severity;
 pub mod subspace;
