@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod cka;
+pub mod collapse;
 pub mod contribution;
 pub mod depth;
 pub mod divergence;
@@ -20,5 +21,6 @@ pub mod representation;
 pub mod router;
 pub mod sample;
 pub mod severity;
+pub mod similarity;
 pub mod subspace;
 pub mod update;
