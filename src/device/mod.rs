@@ -7,11 +7,15 @@
 
 pub mod cpu;
 mod memory;
+mod probe;
 mod segment;
+mod strided;
 mod sums;
 
 pub use memory::{DType, Memory};
+pub use probe::{AttentionJob, AttentionRow, AttentionSource, GatherJob, QueryKey};
 pub use segment::{Segment, Span};
+pub use strided::Strided;
 pub use sums::{DriftSums, GradientSums, PairSums, UpdateSums};
 
 use crate::sketch::Layout;
@@ -113,6 +117,13 @@ pub trait Device: Send + Sync {
 
     /// One fused pass over parameters: update, drift, sketches, copies.
     fn parameters(&self, jobs: &mut [ParameterJob]);
+
+    /// Copies sampled rows of a tensor.
+    fn gather(&self, job: GatherJob);
+
+    /// Copies or computes sampled rows of attention. Returns how far from 1 the sum of a row is at worst; NaN if a sum is
+    /// not a number.
+    fn attention(&self, job: AttentionJob) -> f32;
 
     /// Σ v² and max |v| of values that the library keeps.
     fn norm(&self, values: &[f32]) -> (f64, f32);

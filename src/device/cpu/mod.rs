@@ -5,7 +5,9 @@
 //! with -Ofast flushes denormals process-wide.
 
 mod accumulate;
+mod attention;
 mod block;
+mod gather;
 mod gradients;
 pub mod kernels;
 mod memory_limit;
@@ -13,7 +15,7 @@ mod parameters;
 mod pool;
 mod vector;
 
-use crate::device::{AccumulateJob, Device, GradientJob, ParameterJob};
+use crate::device::{AccumulateJob, AttentionJob, Device, GatherJob, GradientJob, ParameterJob};
 use crate::sketch::{CHUNK, Layout};
 use block::{Block, Staging};
 use kernels::{Kernels, normalizer};
@@ -75,6 +77,14 @@ impl Device for Cpu {
         parameters::run(self, jobs);
     }
 
+    fn gather(&self, job: GatherJob) {
+        gather::run(self, job);
+    }
+
+    fn attention(&self, job: AttentionJob) -> f32 {
+        attention::run(self, job)
+    }
+
     fn norm(&self, values: &[f32]) -> (f64, f32) {
         let block = |values: &[f32]| {
             let mut staging = Staging::new();
@@ -95,11 +105,16 @@ impl Device for Cpu {
     }
 
     fn memory_bytes(&self) -> u64 {
-        // SAFETY: sysconf has no preconditions.
-        let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-        let machine = pages.max(0) as u64 * size.max(0) as u64;
-        memory_limit::memory_limit().map_or(machine, |limit| limit.min(machine))
+        host_memory_bytes()
     }
+}
+
+/// Bytes of memory that this process may use: the machine's, or the control group's limit.
+pub fn host_memory_bytes() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let machine = pages.max(0) as u64 * size.max(0) as u64;
+    memory_limit::memory_limit().map_or(machine, |limit| limit.min(machine))
 }
 
 /// Sets this thread to round to nearest, keep denormals, and raise nothing.

@@ -1,0 +1,62 @@
+//! What probes read: sampled rows of activations, and sampled rows of attention.
+
+use super::{Memory, Strided};
+
+/// Rows of a tensor that are copied as fp32, in the order given.
+pub struct GatherJob<'a> {
+    pub memory: Memory,
+    /// Where each row begins, in elements.
+    pub rows: &'a [i64],
+    /// A row is `runs` runs, `run_step` apart, of `length` elements, `step` apart.
+    pub runs: usize,
+    pub run_step: i64,
+    pub length: usize,
+    pub step: i64,
+    /// Row by row, without gaps.
+    pub out: &'a mut [f32],
+}
+
+/// Where attention comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum AttentionSource {
+    /// As the trainer has it: sequences × heads × queries × keys. `log_sum_exp`: sequences × heads × queries, or unknown.
+    Probabilities { probabilities: Strided, log_sum_exp: Option<Strided> },
+    /// To be computed again.
+    QueryKey(QueryKey),
+}
+
+/// Queries and keys of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryKey {
+    /// Sequences × positions × heads × elements, rotated and normalised as they enter the product.
+    pub query: Strided,
+    /// Sequences × positions × key heads × elements.
+    pub key: Strided,
+    /// Sequences × heads × positions; `None`: the softmax is taken over the visible keys.
+    pub log_sum_exp: Option<Strided>,
+    pub scale: f32,
+    /// Logits are c·tanh(logit/c); 0: they are not capped.
+    pub softcap: f32,
+    /// Query heads that share one key head.
+    pub group: u64,
+}
+
+/// One query, and the keys that it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionRow {
+    pub sequence: u64,
+    pub position: u64,
+    pub first_key: u64,
+    pub keys: usize,
+}
+
+/// Sampled rows of attention that are wanted.
+pub struct AttentionJob<'a> {
+    pub source: AttentionSource,
+    pub heads: usize,
+    pub rows: &'a [AttentionRow],
+    /// Row by row, head by head, key by key.
+    pub out: &'a mut [f32],
+    /// Per head, the largest logit of its rows as it enters the softmax; NaN if it is not known.
+    pub max_logits: &'a mut [f32],
+}
