@@ -257,6 +257,42 @@ typedef uint32_t fgs_gradient_flag;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// Bits of `fgs_probe.flags`.
+enum fgs_probe_flag
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Later passes are compared with this one, whatever task is being trained.
+    FGS_PROBE_BASE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_probe_flag fgs_probe_flag;
+#else
+typedef uint32_t fgs_probe_flag;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// Which keys a query sees.
+enum fgs_mask
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // All keys.
+    FGS_MASK_NONE = 0,
+    // Keys up to the query's own position.
+    FGS_MASK_CAUSAL = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_mask fgs_mask;
+#else
+typedef uint32_t fgs_mask;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // What `fgs_reader_name` looks up.
 enum fgs_name
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -411,6 +447,58 @@ typedef struct {
     // Number of runs; 0 counts as 1.
     uint64_t run_count;
 } fgs_shard;
+
+// A pass over the probe of a task: the same batches, every time. Initialise with `FGS_PROBE_INIT`.
+typedef struct {
+    // sizeof(fgs_probe); set by FGS_PROBE_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_PROBE_INIT.
+    uint32_t magic;
+    // Task whose data the probe is.
+    const char *task;
+    // FGS_UNSET_U64, or: the weights of this pass are those after so many more updates on the task itself since its base
+    // pass. Such passes say what change is usual; without them no head can be called changed. The updates are made outside
+    // steps, and the weights put back afterwards.
+    uint64_t continued_updates;
+    // Bits of fgs_probe_flag.
+    uint32_t flags;
+    // Zero.
+    uint32_t reserved;
+} fgs_probe;
+
+// Attention of one layer over the batch: either its probabilities, or queries and keys. Initialise with
+// `FGS_ATTENTION_INIT`.
+//
+// Strides may be any, so a tensor in another order is described by its strides. Of each batch up to `attention_rows`
+// queries are looked at (FGS_ATTENTION_ROWS, default 64).
+typedef struct {
+    // sizeof(fgs_attention); set by FGS_ATTENTION_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_ATTENTION_INIT.
+    uint32_t magic;
+    // [sequences, heads, queries, keys], after the softmax, without dropout. NULL: query and key are given.
+    const fgs_dltensor *probabilities;
+    // [sequences, positions, heads, width] as it enters the product: rotated, normalised. NULL if probabilities are given.
+    const fgs_dltensor *query;
+    // [sequences, positions, key heads, width]. Query head h looks at key head h / (heads / key heads).
+    const fgs_dltensor *key;
+    // Log of the sum of the exponentials of the logits, natural: [sequences, heads, queries], as flash attention keeps it.
+    // NULL: with query and key the softmax is taken over the visible keys; with probabilities the largest logit stays
+    // unknown.
+    const fgs_dltensor *log_sum_exp;
+    // Logits are scale · query · key. 0: 1/sqrt(width).
+    double scale;
+    // Logits are then softcap · tanh(logit / softcap). 0: not capped.
+    double softcap;
+    // One of fgs_mask.
+    uint32_t mask;
+    // A query sees only so many of the latest keys. 0: all.
+    uint32_t window;
+    // Number of the first head in the whole model: above 0 if heads are spread over ranks.
+    uint32_t first_head;
+    // Zero.
+    uint32_t reserved;
+} fgs_attention;
 
 // A record of the ring: see docs/statistics for what the values of each kind are. Ids that do not apply are all ones,
 // values that do not apply are NaN.
@@ -656,6 +744,125 @@ fgs_status fgs_step_end(fgs_scope *scope,
                         int32_t applied,
                         void *stream);
 
+// A pass over the probe of a task begins: one forward run of its fixed batches at the weights of now.
+//
+// Then, for every batch: `fgs_probe_batch`, and for every layer what is to be measured: `fgs_probe_hidden`,
+// `fgs_probe_attention`, `fgs_probe_head_output`, `fgs_probe_router`. Then `fgs_probe_end`. Between steps only; a step or
+// task that begins in between gives the pass up.
+//
+// A pass over the task that is being trained becomes the base that later passes of it are compared with, and replaces an
+// earlier one; take it just before `fgs_task_end`. The first pass of any other task becomes its base too. Passes of
+// several tasks at the same weights also say how alike the tasks are.
+//
+// Tokens are sampled: up to probe_tokens a batch (FGS_PROBE_TOKENS, 1024), up to probe_tokens_per_sequence a sequence
+// (FGS_PROBE_TOKENS_PER_SEQUENCE, 4), always the same. A few batches that give about 1,000 tokens in all are enough.
+// What is kept counts against probe_budget (FGS_PROBE_BUDGET, 0.05 of the host's memory); a pass beyond it is left out and
+// counted. Errors: FGS_ERROR_NULL, FGS_ERROR_STRUCT, FGS_ERROR_INVALID, FGS_ERROR_PHASE.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `probe` must be NULL or readable, and its string terminated.
+fgs_status fgs_probe_begin(fgs_scope *scope,
+                           const fgs_probe *probe);
+
+// A batch of the pass begins: `sequences` sequences of `sequence_length` tokens. Batches come in the same order and with
+// the same shapes in every pass of a task.
+//
+// `labels`: a class per sequence or per token (`label_count` says which), negative for none, for the measure of neural
+// collapse; NULL and 0 without classes. Errors: FGS_ERROR_PHASE, FGS_ERROR_INVALID.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `labels` must be NULL or point to `label_count` readable
+// values.
+fgs_status fgs_probe_batch(fgs_scope *scope,
+                           uint64_t sequences,
+                           uint64_t sequence_length,
+                           const int32_t *labels,
+                           uint64_t label_count);
+
+// Hidden states of a layer: the residual stream after it. [sequences, tokens, width] or [sequences · tokens, width].
+//
+// Sampled tokens are copied; the data is read during the call and not afterwards. stream: NULL for host memory. Errors:
+// FGS_ERROR_PHASE, FGS_ERROR_INVALID (shape, or the layer twice in a batch), FGS_ERROR_UNSUPPORTED.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `hidden` must be NULL or describe memory that is readable and
+// not written to during the call.
+fgs_status fgs_probe_hidden(fgs_scope *scope,
+                            uint32_t layer,
+                            const fgs_dltensor *hidden,
+                            void *stream);
+
+// Attention of a layer. Rows that the trainer does not store are computed from queries and keys inside the call.
+//
+// The data is read during the call and not afterwards. stream: NULL for host memory. Errors: as for `fgs_probe_hidden`,
+// and FGS_ERROR_INVALID if the probabilities of a row do not sum to 1: then scale, mask or layout are not the trainer's.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `attention` must be NULL or readable, and its tensors NULL or
+// describe memory that is readable and not written to during the call.
+fgs_status fgs_probe_attention(fgs_scope *scope,
+                               uint32_t layer,
+                               const fgs_attention *attention,
+                               void *stream);
+
+// What the heads of a layer put out, before the output projection mixes them: [sequences, tokens, heads, width], or with
+// sequences and tokens, or heads and width, or both, as one dimension.
+//
+// `projection`: the output projection as [model width, heads · width]; NULL: the layer's bound parameter of role
+// FGS_ROLE_OUTPUT with the same heads. With it, and the hidden states of the layer, the change of a head's contribution to
+// the residual stream is measured. `first_head`: number of the first head in the whole model. The data is read during the
+// call and not afterwards. stream: NULL for host memory. Errors: as for `fgs_probe_hidden`.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; tensors must be NULL or describe memory that is readable and
+// not written to during the call, and so must the bound output projection.
+fgs_status fgs_probe_head_output(fgs_scope *scope,
+                                 uint32_t layer,
+                                 uint32_t head_count,
+                                 uint32_t first_head,
+                                 const fgs_dltensor *outputs,
+                                 const fgs_dltensor *projection,
+                                 void *stream);
+
+// What the router of a layer's mixture of experts puts out, before the softmax: [sequences, tokens, experts] or
+// [sequences · tokens, experts]. `top_k`: experts that each token goes to.
+//
+// The data is read during the call and not afterwards. stream: NULL for host memory. Errors: as for `fgs_probe_hidden`.
+//
+// Requires:
+// As for `fgs_probe_hidden`.
+fgs_status fgs_probe_router(fgs_scope *scope,
+                            uint32_t layer,
+                            const fgs_dltensor *logits,
+                            uint32_t top_k,
+                            void *stream);
+
+// The pass is complete. Only now anything of it is measured, and not on this thread.
+//
+// Errors: FGS_ERROR_PHASE if none has begun; FGS_ERROR_INVALID if layers or batches are missing, or the batches are not
+// those of the task's base pass: then the pass is dropped.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed.
+fgs_status fgs_probe_end(fgs_scope *scope);
+
+// What putting back a head's old weights does to a task's loss: the functional effect that a severe disruption must have.
+//
+// The trainer keeps the weights of the end of the task, measures `loss` with the weights of now, puts the old query, key,
+// value and output weights of one head back, measures `loss_restored` on the same batches, and undoes it. `error`: standard
+// error of the difference over batches; NaN if it is not known. After the pass over the task's probe at these weights.
+// Errors: FGS_ERROR_NOT_FOUND (task), FGS_ERROR_INVALID.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `task` must be NULL or a terminated string.
+fgs_status fgs_head_effect(fgs_scope *scope,
+                           const char *task,
+                           uint32_t layer,
+                           uint32_t head,
+                           double loss,
+                           double loss_restored,
+                           double error);
+
 // The loss of a task on held-out data, as the weights are now. Lower is better. Not the training loss of a batch.
 //
 // Forgetting and backward transfer follow from it. Non-finite values are taken: a diverged loss is an outcome. At any
@@ -738,4 +945,14 @@ fgs_status fgs_reader_close(fgs_reader *reader);
 #define FGS_SHARD_INIT                                                                                    \
     {                                                                                                     \
         sizeof(fgs_shard), FGS_MAGIC, 0, 0, 0, 0                                                          \
+    }
+
+#define FGS_PROBE_INIT                                                                                    \
+    {                                                                                                     \
+        sizeof(fgs_probe), FGS_MAGIC, NULL, FGS_UNSET_U64, 0, 0                                           \
+    }
+
+#define FGS_ATTENTION_INIT                                                                                \
+    {                                                                                                     \
+        sizeof(fgs_attention), FGS_MAGIC, NULL, NULL, NULL, NULL, 0.0, 0.0, FGS_MASK_NONE, 0, 0, 0        \
     }

@@ -81,6 +81,11 @@ structs! {
         dtype_code as "dtype.code" at 20, dtype_bits as "dtype.bits" at 21, dtype_lanes as "dtype.lanes" at 22,
         shape at 24, strides at 32, byte_offset at 40,
     }
+    fgs_probe 32 { size at 0, magic at 4, task at 8, continued_updates at 16, flags at 24, reserved at 28 }
+    fgs_attention 72 {
+        size at 0, magic at 4, probabilities at 8, query at 16, key at 24, log_sum_exp at 32, scale at 40, softcap at 48,
+        mask at 56, window at 60, first_head at 64, reserved at 68,
+    }
     fgs_record 120 {
         time_ns at 0, step at 8, kind at 16, level at 18, reserved at 19, flags at 20, rank at 24, task at 28,
         reference at 30, tensor at 32, slice at 36, values at 40,
@@ -106,6 +111,8 @@ enums! {
     fgs_data { FGS_GRAD = 0, FGS_PARAM = 1, FGS_MASTER = 2 }
     fgs_tensor_flag { FGS_TENSOR_REPLICATED = 1, FGS_TENSOR_TIED = 2, FGS_TENSOR_EXPERT = 4 }
     fgs_gradient_flag { FGS_GRADIENTS_UNREDUCED = 1 }
+    fgs_probe_flag { FGS_PROBE_BASE = 1 }
+    fgs_mask { FGS_MASK_NONE = 0, FGS_MASK_CAUSAL = 1 }
     fgs_name {
         FGS_NAME_KIND = 0, FGS_NAME_VALUE = 1, FGS_NAME_TASK = 2, FGS_NAME_TENSOR = 3, FGS_NAME_ROLE = 4,
         FGS_NAME_METRIC = 5, FGS_NAME_LEVEL = 6, FGS_NAME_FLAG = 7, FGS_NAME_FAULT = 8,

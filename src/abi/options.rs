@@ -83,6 +83,12 @@ pub(super) unsafe fn layer(options: *const fgs_options) -> Outcome<Layer> {
         sketch_matrix: small(options.sketch_matrix),
         window: small(options.window),
         snapshot_at_task_end: None,
+        probe_tokens: None,
+        probe_tokens_per_sequence: None,
+        attention_rows: None,
+        subspace_dimensions: None,
+        probe_budget: None,
+        severity: None,
         select: Rule::from_options(
             text(options.include, "options.include")?,
             text(options.exclude, "options.exclude")?,

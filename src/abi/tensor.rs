@@ -3,7 +3,7 @@
 use super::boundary::{Failure, Outcome};
 use super::status::fgs_status;
 use super::text::check_struct;
-use crate::device::{DType, Memory};
+use crate::device::{DType, Memory, Strided};
 use crate::scope::{Data, Shard, View};
 use std::ffi::c_void;
 
@@ -170,6 +170,17 @@ impl HostTensor {
         let elements = i64::from(index) * per_layer * self.dims.strides[0];
         layer.base = self.base.wrapping_add(elements as usize * self.dtype.size());
         Some(layer)
+    }
+
+    /// The data as probes take it; `None` if it has too many dimensions.
+    ///
+    /// # Safety
+    /// Every element of the view must be readable and not written to during the call.
+    pub unsafe fn strided(&self) -> Option<Strided> {
+        // SAFETY: the caller's promise; alignment was checked by `host_tensor`.
+        let memory = unsafe { Memory::new(self.base, self.dtype) };
+        let dims = &self.dims;
+        Strided::new(memory, (0..dims.count).map(|k| (dims.shape[k] as u64, dims.strides[k])))
     }
 
     /// The data as the scope takes it.

@@ -6,7 +6,7 @@ use super::schedule::Schedule;
 use super::schema::{Role, head_slice};
 use super::shard::{Shard, View, segments};
 use super::{Error, Options, Result};
-use crate::device::{Memory, Segment, SliceRead};
+use crate::device::{Memory, Segment, SliceRead, Strided};
 use crate::ring::{Entry, TensorEntry};
 use crate::sketch::{Layout, hash};
 
@@ -242,6 +242,26 @@ impl Catalog {
             sketch = rest;
         }
         parts
+    }
+
+    /// The bound output projection of a layer as model width × (heads · width), if it is there as a whole and has these
+    /// heads.
+    pub fn output_projection(&self, layer: u32, heads: u32, first_head: u32) -> Option<Strided> {
+        let fits = |tensor: &&Tensor| {
+            let TensorSpec { role, layer: of, heads: map, .. } = &tensor.spec;
+            (*role, *of, map.heads, map.head_offset) == (Role::Output, Some(layer), heads, first_head)
+                && map.layout == HeadLayout::Separate
+        };
+        let tensor = self.tensors.iter().find(|tensor| fits(tensor) && tensor.parameters().is_some())?;
+        let (rows, cols) = tensor.spec.shape?;
+        let Binding { memory, view, shard, .. } = tensor.parameters()?;
+        if *shard != Shard::whole(tensor.spec.numel) {
+            return None;
+        }
+        // A contiguous matrix is a single row of the view.
+        let row_step = if view.rows == rows { view.row_step } else { cols as i64 * view.col_step };
+        let matrix = Strided::new(*memory, [(rows, row_step), (cols, view.col_step)])?;
+        Some(if tensor.spec.heads.axis == 1 { matrix } else { matrix.transposed() })
     }
 
     /// Explicit mantissa bits of the parameters of a slice as they are bound now.

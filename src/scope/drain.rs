@@ -1,5 +1,8 @@
 //! The drain thread: takes messages in the order of the calls and publishes what follows from them.
 //!
+//! Dense algebra over probes takes seconds, so it waits in a backlog and is done a layer at a time, whenever no message
+//! waits: sampled steps are never left out because of it, and it is all done before a flush or the end.
+//!
 //! Small messages are never dropped. Sampled steps carry sketches of the whole model, so only a few may wait: when
 //! evaluation is behind, the next sampled step is left out and counted, and the trainer never waits.
 
@@ -11,7 +14,7 @@ use crate::device::cpu::set_float_mode;
 use crate::ring::Writer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -78,9 +81,21 @@ impl Drain {
 fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize) {
     set_float_mode();
     loop {
-        match receiver.recv_timeout(HEARTBEAT) {
-            Ok(Message::Close) => return analysis.close(),
+        let message = if analysis.has_backlog() {
+            receiver.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            })
+        } else {
+            receiver.recv_timeout(HEARTBEAT)
+        };
+        match message {
+            Ok(Message::Close) => {
+                catch_up(&mut analysis);
+                return analysis.close();
+            }
             Ok(Message::Flush(answer)) => {
+                catch_up(&mut analysis);
                 // Nobody may be waiting any more.
                 let _ = answer.send(());
             }
@@ -89,10 +104,18 @@ fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsi
                 waiting.fetch_sub(1, Ordering::Relaxed);
             }
             Ok(message) => guarded(&mut analysis, |analysis| analysis.handle(message)),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => guarded(&mut analysis, Analysis::work),
             // The scope was dropped without being closed: the ring stays as it is and readers see that it died.
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        analysis.heartbeat();
+    }
+}
+
+/// Does all that waits in the backlog.
+fn catch_up(analysis: &mut Analysis) {
+    while analysis.has_backlog() {
+        guarded(analysis, Analysis::work);
         analysis.heartbeat();
     }
 }

@@ -3,6 +3,7 @@
 use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
 use crate::ring::Entry;
 use crate::scope::catalog::Slice;
+use crate::scope::probe::Pass;
 use crate::scope::schema::TaskEvent;
 use std::sync::mpsc::Sender;
 
@@ -28,6 +29,8 @@ pub enum Message {
     Metric {
         id: u16,
         higher_is_better: bool,
+        /// It is the loss that `fgs_record_loss` records.
+        is_loss: bool,
     },
     Task {
         task: TaskId,
@@ -45,6 +48,9 @@ pub enum Message {
         value: f64,
         step: u64,
     },
+    /// A complete pass over a probe.
+    Probe(Box<Pass>),
+    HeadEffect(HeadEffect),
     Fault {
         code: u8,
         step: u64,
@@ -53,6 +59,21 @@ pub enum Message {
     Flush(Sender<()>),
     /// The scope closes; answered by the end of the thread.
     Close,
+}
+
+/// What putting a head's old weights back does to a task's loss.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadEffect {
+    pub task: TaskId,
+    pub step: u64,
+    pub layer: u32,
+    pub head: u32,
+    /// Loss of the task with the weights of now.
+    pub loss: f64,
+    /// The same with this head's weights of the base.
+    pub restored: f64,
+    /// Standard error of the difference; NaN if it is not known.
+    pub error: f64,
 }
 
 /// One batch gradient of a reference.

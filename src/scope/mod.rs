@@ -13,6 +13,7 @@ mod heads;
 mod message;
 mod movement;
 mod options;
+mod probe;
 mod references;
 mod schedule;
 pub mod schema;
@@ -25,18 +26,21 @@ pub use catalog::{Data, EXPERT, REPLICATED, Source, TIED, TensorSpec};
 pub(crate) use error::invalid;
 pub use error::{Error, Result};
 pub use heads::{HeadLayout, HeadMap};
+pub use message::HeadEffect;
 pub use options::{Environment, Layer, Options, is_disabled};
+pub use probe::{Attention, Mask};
 pub use schedule::Rule;
 pub use shard::{Shard, View};
 
 use crate::device::Device;
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Cpu, host_memory_bytes};
 use crate::ring::{Entry, Writer, WriterOptions, default_path};
 use catalog::Catalog;
 use drain::Drain;
 use message::Message;
 use movement::Before;
 use parking_lot::Mutex;
+use probe::{OpenPass, ProbeMemory};
 use references::PendingBatch;
 use schedule::Schedule;
 use schema::{Fault, TaskEvent};
@@ -65,6 +69,9 @@ pub struct Front {
     copies: Vec<Option<Before>>,
     /// A reference batch that is being fed.
     pending: Option<PendingBatch>,
+    /// A pass over a probe that is going on.
+    probe: Option<OpenPass>,
+    probe_memory: ProbeMemory,
     /// Updates that were applied so far: tells whether two moments saw the same weights.
     updates: u64,
     drain: Drain,
@@ -95,6 +102,8 @@ impl Scope {
         let writer = Writer::create(&writer_options)?;
         let share = (device.memory_bytes() as f64 * options.reference_budget) as u64;
         let budget = Budget::new(options.budget_bytes.unwrap_or(share));
+        // Probes are kept in host memory, wherever the tensors lie.
+        let probe_memory = ProbeMemory::new((host_memory_bytes() as f64 * options.probe_budget) as u64);
         let drain = Drain::start(writer, &options)?;
         for entry in schema::entries() {
             drain.send(Message::Name(entry));
@@ -106,6 +115,7 @@ impl Scope {
             ("sketch_head", options.sketch_head.to_string()),
             ("sketch_matrix", options.sketch_matrix.to_string()),
             ("window", options.window.to_string()),
+            ("severity", options.severity.describe()),
             ("command", std::env::args_os().next().unwrap_or_default().to_string_lossy().into_owned()),
         ];
         for (key, value) in attributes {
@@ -123,6 +133,8 @@ impl Scope {
             step: StepState::default(),
             copies: Vec::new(),
             pending: None,
+            probe: None,
+            probe_memory,
             updates: 0,
             drain,
         };
@@ -209,6 +221,7 @@ impl Front {
     /// Training of a task begins; a name seen before returns to that task.
     pub fn task_begin(&mut self, name: &str) -> Result<()> {
         self.expect_idle("fgs_task_begin")?;
+        self.give_up_pass();
         if let Some(current) = self.tasks.current {
             let current = &self.tasks.list[usize::from(current)];
             return Err(Error::WrongPhase(format!(
@@ -225,6 +238,7 @@ impl Front {
     /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
     pub fn task_end(&mut self) -> Result<()> {
         self.expect_idle("fgs_task_end")?;
+        self.give_up_pass();
         let Some(task) = self.tasks.current else {
             return Err(Error::WrongPhase("fgs_task_end: no task has begun; call fgs_task_begin first".into()));
         };
@@ -266,17 +280,17 @@ impl Front {
             return Err(invalid!("metric: '{metric}' is empty, or one more than the 65536 that there can be"));
         }
         let task = self.task(task)?;
-        let metric = match known {
+        let id = match known {
             Some(id) => id as u16,
             None => {
                 let id = self.metrics.len() as u16;
                 self.metrics.push(Metric { name: metric.into(), higher_is_better });
                 self.drain.send(Message::Name(Entry::Metric { id, name: metric.into(), higher_is_better }));
-                self.drain.send(Message::Metric { id, higher_is_better });
+                self.drain.send(Message::Metric { id, higher_is_better, is_loss: metric == LOSS });
                 id
             }
         };
-        self.drain.send(Message::Evaluation { task, metric, value, step: self.step.number });
+        self.drain.send(Message::Evaluation { task, metric: id, value, step: self.step.number });
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 use super::schedule::Rule;
 use super::{Error, Result};
+use crate::stats::severity::Predicate;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,18 @@ pub struct Options {
     pub window: u32,
     /// A snapshot is taken at each end of task.
     pub snapshot_at_task_end: bool,
+    /// Tokens of a probe batch that are looked at, at most.
+    pub probe_tokens: u32,
+    /// Tokens of one sequence that are looked at, at most.
+    pub probe_tokens_per_sequence: u32,
+    /// Queries of a probe batch whose attention is looked at, at most.
+    pub attention_rows: u32,
+    /// Dimensions of the subspaces whose angles are taken.
+    pub subspace_dimensions: u32,
+    /// Share of the host's memory for passes that wait and bases that are kept.
+    pub probe_budget: f64,
+    /// When a head counts as changed, and when as severely disrupted.
+    pub severity: Predicate,
     /// Which tensors are measured when; the last rule that matches decides.
     pub select: Vec<Rule>,
 }
@@ -63,6 +76,12 @@ impl Default for Options {
             sketch_matrix: 16384,
             window: 64,
             snapshot_at_task_end: true,
+            probe_tokens: 1024,
+            probe_tokens_per_sequence: 4,
+            attention_rows: 64,
+            subspace_dimensions: 10,
+            probe_budget: 0.05,
+            severity: Predicate::default(),
             select: Vec::new(),
         }
     }
@@ -88,8 +107,24 @@ pub struct Layer {
     pub sketch_matrix: Option<u32>,
     pub window: Option<u32>,
     pub snapshot_at_task_end: Option<bool>,
+    pub probe_tokens: Option<u32>,
+    pub probe_tokens_per_sequence: Option<u32>,
+    pub attention_rows: Option<u32>,
+    pub subspace_dimensions: Option<u32>,
+    pub probe_budget: Option<f64>,
+    pub severity: Option<SeverityLayer>,
     #[serde(default)]
     pub select: Vec<Rule>,
+}
+
+/// The table `[severity]` of the configuration file.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeverityLayer {
+    pub fdr: Option<f64>,
+    pub quantile: Option<f64>,
+    pub effect_errors: Option<f64>,
+    pub effect_share: Option<f64>,
 }
 
 /// Reads a variable of the environment. A function, so that tests need not change the process's environment.
@@ -121,6 +156,14 @@ impl Options {
         }
         take!(run, ring_slots, every, start_step, end_step, threads, rank, world_size, reference_budget);
         take!(sketch_head, sketch_matrix, window, snapshot_at_task_end);
+        take!(probe_tokens, probe_tokens_per_sequence, attention_rows, subspace_dimensions, probe_budget);
+        if let Some(severity) = layer.severity {
+            let predicate = &mut self.severity;
+            predicate.fdr = severity.fdr.unwrap_or(predicate.fdr);
+            predicate.quantile = severity.quantile.unwrap_or(predicate.quantile);
+            predicate.effect_errors = severity.effect_errors.unwrap_or(predicate.effect_errors);
+            predicate.effect_share = severity.effect_share.unwrap_or(predicate.effect_share);
+        }
         self.ring_path = layer.ring_path.or(self.ring_path.take());
         self.ring_directory = layer.ring_directory.or(self.ring_directory.take());
         self.budget_bytes = layer.budget_bytes.or(self.budget_bytes);
@@ -149,6 +192,31 @@ impl Options {
         }
         if !(16..=1 << 28).contains(&self.ring_slots) {
             return wrong(format!("ring_slots: {} is not between 16 and 268435456", self.ring_slots));
+        }
+        if !(0.0..=1.0).contains(&self.probe_budget) {
+            return wrong(format!("probe_budget: {} is not a share between 0 and 1", self.probe_budget));
+        }
+        let counts = [
+            ("probe_tokens", self.probe_tokens, 16384),
+            ("probe_tokens_per_sequence", self.probe_tokens_per_sequence, 1024),
+            ("attention_rows", self.attention_rows, 16384),
+            ("subspace_dimensions", self.subspace_dimensions, 512),
+        ];
+        for (name, count, most) in counts {
+            if !(1..=most).contains(&count) {
+                return wrong(format!("{name}: {count} is not between 1 and {most}"));
+            }
+        }
+        let Predicate { fdr, quantile, effect_errors, effect_share, .. } = self.severity;
+        for (name, share) in [("fdr", fdr), ("quantile", quantile)] {
+            if !(share > 0.0 && share < 1.0) {
+                return wrong(format!("severity.{name}: {share} is not between 0 and 1"));
+            }
+        }
+        for (name, value) in [("effect_errors", effect_errors), ("effect_share", effect_share)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return wrong(format!("severity.{name}: {value} is not a number of at least 0"));
+            }
         }
         self.select.iter().try_for_each(Rule::check)
     }
@@ -218,6 +286,12 @@ fn from_environment(environment: Environment) -> Result<Layer> {
         sketch_matrix: parse(environment, "FGS_SKETCH_MATRIX")?,
         window: parse(environment, "FGS_WINDOW")?,
         snapshot_at_task_end: parse(environment, "FGS_SNAPSHOT_AT_TASK_END")?,
+        probe_tokens: parse(environment, "FGS_PROBE_TOKENS")?,
+        probe_tokens_per_sequence: parse(environment, "FGS_PROBE_TOKENS_PER_SEQUENCE")?,
+        attention_rows: parse(environment, "FGS_ATTENTION_ROWS")?,
+        subspace_dimensions: parse(environment, "FGS_SUBSPACE_DIMENSIONS")?,
+        probe_budget: parse(environment, "FGS_PROBE_BUDGET")?,
+        severity: None,
         select: Rule::from_environment(text("FGS_INCLUDE"), text("FGS_EXCLUDE")),
     })
 }

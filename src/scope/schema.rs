@@ -65,6 +65,8 @@ pub mod kind {
     pub const FISHER: u16 = 28;
     /// Curvature along the drift, from two references.
     pub const SECANT: u16 = 29;
+    /// The stage of the loss curve of the task in training: plateau, descent or rise.
+    pub const STAGE: u16 = 30;
 }
 
 /// What a record is about: a head, a tensor, or a sum over many.
@@ -111,6 +113,8 @@ pub mod flag {
     pub const BASE: u32 = 1 << 11;
     /// Beyond the updates that the null was measured over: the null is extrapolated.
     pub const EXTRAPOLATED: u32 = 1 << 12;
+    /// The pass was taken after more updates on the same task: what it shows is usual change.
+    pub const CONTINUED: u32 = 1 << 14;
     /// Curvature within one tensor: the block of the Hessian on its diagonal, not the model's.
     pub const BLOCK: u32 = 1 << 13;
 }
@@ -194,16 +198,22 @@ pub enum Fault {
     CatalogFull = 4,
     /// A reference or snapshot had to be dropped because bindings changed shape.
     Dropped = 5,
+    /// A pass over a probe was left out: with what waits and what is kept it is over `probe_budget`.
+    ProbeLeftOut = 6,
+    /// A pass over a probe was begun and not ended.
+    ProbeAbandoned = 7,
 }
 
 impl Fault {
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Overrun, "sampled steps left out, evaluation was behind"),
         (Self::NonFinite, "sampled steps with NaN or infinite values"),
         (Self::Abandoned, "steps begun and not ended"),
         (Self::Panic, "calls given up because of a bug in forgetscope"),
         (Self::CatalogFull, "names that did not fit the catalog"),
         (Self::Dropped, "references and snapshots dropped, bindings changed"),
+        (Self::ProbeLeftOut, "passes over probes left out, no memory in probe_budget"),
+        (Self::ProbeAbandoned, "passes over probes begun and not ended"),
     ];
 }
 
@@ -218,7 +228,7 @@ pub enum TaskEvent {
 }
 
 /// Names of the ten values of each kind.
-pub const KINDS: [(u16, &str, &[&str]); 29] = [
+pub const KINDS: [(u16, &str, &[&str]); 30] = [
     (
         kind::STEP,
         "step",
@@ -434,6 +444,7 @@ pub const KINDS: [(u16, &str, &[&str]); 29] = [
         &["largest", "second", "third", "fourth", "fifth", "trace", "effective_rank", "batches", "examples"],
     ),
     (kind::SECANT, "secant", &["curvature", "error", "distance", "batches"]),
+    (kind::STAGE, "stage", &["stage", "slope", "slope_error", "loss", "evaluations"]),
 ];
 
 /// Names of levels.
@@ -447,7 +458,7 @@ pub const LEVELS: [(u8, &str); 6] = [
 ];
 
 /// Names of flags.
-pub const FLAGS: [(u32, &str); 14] = [
+pub const FLAGS: [(u32, &str); 15] = [
     (flag::EXACT, "exact"),
     (flag::FROZEN, "frozen"),
     (flag::REFRESHED, "refreshed"),
@@ -462,6 +473,7 @@ pub const FLAGS: [(u32, &str); 14] = [
     (flag::BASE, "base"),
     (flag::EXTRAPOLATED, "extrapolated"),
     (flag::BLOCK, "block"),
+    (flag::CONTINUED, "continued"),
 ];
 
 /// The schema as catalog entries.

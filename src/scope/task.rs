@@ -1,6 +1,7 @@
 //! Tasks on the calling side: exact references and snapshots, and when they were taken.
 
 use super::message::{Origin, ReferenceStep, TaskId};
+use super::probe::Base;
 use super::storage::{Budget, Exact};
 use crate::device::{Device, Segment};
 
@@ -46,11 +47,13 @@ pub struct Task {
     pub snapshot: Option<Vec<Option<Exact>>>,
     /// Number of updates made before its snapshot was taken or its training ended.
     pub anchor: Option<u64>,
+    /// The pass over its probe that later ones are compared with.
+    pub base: Option<Base>,
 }
 
 impl Task {
     pub fn new(name: String) -> Self {
-        Self { name, frozen: None, refreshed: None, snapshot: None, anchor: None }
+        Self { name, frozen: None, refreshed: None, snapshot: None, anchor: None, base: None }
     }
 
     /// Gradients are compared with this.

@@ -144,7 +144,7 @@ static inline void measure_step(fgs_scope *scope, uint64_t step)
 
 /* ---- rings ---- */
 
-enum { LEVEL_HEAD, LEVEL_TENSOR, LEVEL_ROLE, LEVEL_LAYER, LEVEL_MODEL };
+enum { LEVEL_HEAD, LEVEL_TENSOR, LEVEL_ROLE, LEVEL_LAYER, LEVEL_MODEL, LEVEL_ATTENTION_HEAD };
 
 #define NONE UINT32_MAX
 

@@ -50,6 +50,16 @@ int main(void)
     OK(fgs_snapshot(scope, NULL, &stream));
     OK(fgs_record_loss(scope, "task", 1.0));
     OK(fgs_record_eval(scope, "task", "accuracy", 1.0, 1));
+    fgs_probe probe = FGS_PROBE_INIT;
+    fgs_attention attention = FGS_ATTENTION_INIT;
+    OK(fgs_probe_begin(scope, &probe));
+    OK(fgs_probe_batch(scope, 1, 4, NULL, 0));
+    OK(fgs_probe_hidden(scope, 0, &data, &stream));
+    OK(fgs_probe_attention(scope, 0, &attention, &stream));
+    OK(fgs_probe_head_output(scope, 0, 2, 0, &data, NULL, &stream));
+    OK(fgs_probe_router(scope, 0, &data, 1, &stream));
+    OK(fgs_probe_end(scope));
+    OK(fgs_head_effect(scope, "task", 0, 0, 1.0, 1.0, NAN));
     OK(fgs_task_end(scope));
     OK(fgs_task_end(scope));
     OK(fgs_flush(scope));

@@ -53,5 +53,27 @@ int main(void)
     CHECK(shard.run_length == 0);
     CHECK(shard.run_step == 0);
     CHECK(shard.run_count == 0);
+
+    const fgs_probe probe = FGS_PROBE_INIT;
+    CHECK(probe.size == sizeof probe);
+    CHECK(probe.magic == FGS_MAGIC);
+    CHECK(probe.task == NULL);
+    CHECK(probe.continued_updates == FGS_UNSET_U64);
+    CHECK(probe.flags == 0);
+    CHECK(probe.reserved == 0);
+
+    const fgs_attention attention = FGS_ATTENTION_INIT;
+    CHECK(attention.size == sizeof attention);
+    CHECK(attention.magic == FGS_MAGIC);
+    CHECK(attention.probabilities == NULL);
+    CHECK(attention.query == NULL);
+    CHECK(attention.key == NULL);
+    CHECK(attention.log_sum_exp == NULL);
+    CHECK(attention.scale == 0.0);
+    CHECK(attention.softcap == 0.0);
+    CHECK(attention.mask == FGS_MASK_NONE);
+    CHECK(attention.window == 0);
+    CHECK(attention.first_head == 0);
+    CHECK(attention.reserved == 0);
     return RESULT();
 }

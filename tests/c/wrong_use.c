@@ -104,6 +104,18 @@ static void check_null_scope(void)
     BAD(fgs_step_end(NULL, 1, &stream), FGS_ERROR_NULL, "scope");
     BAD(fgs_record_loss(NULL, "task", 1.0), FGS_ERROR_NULL, "scope");
     BAD(fgs_record_eval(NULL, "task", "accuracy", 1.0, 1), FGS_ERROR_NULL, "scope");
+    fgs_probe probe = FGS_PROBE_INIT;
+    probe.task = "task";
+    fgs_attention attention = FGS_ATTENTION_INIT;
+    attention.probabilities = &data;
+    BAD(fgs_probe_begin(NULL, &probe), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_batch(NULL, 1, 1, NULL, 0), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_hidden(NULL, 0, &data, NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_attention(NULL, 0, &attention, NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_head_output(NULL, 0, 1, 0, &data, NULL, NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_router(NULL, 0, &data, 1, NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_end(NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_head_effect(NULL, "task", 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NULL, "scope");
     BAD(fgs_flush(NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_ring_path(NULL, &path), FGS_ERROR_NULL, "scope");
     BAD(fgs_ring_path(scope, NULL), FGS_ERROR_NULL, "path");
@@ -384,6 +396,141 @@ static void check_reader(void)
     OK(fgs_reader_close(reader));
 }
 
+/* ---- probes ---- */
+
+static void check_probe_begin(void)
+{
+#define PASS(change, status, word)                                                                                    \
+    do {                                                                                                               \
+        fgs_probe probe = FGS_PROBE_INIT;                                                                              \
+        probe.task = "first";                                                                                          \
+        change;                                                                                                        \
+        BAD(fgs_probe_begin(scope, &probe), status, word);                                                             \
+    } while (0)
+    BAD(fgs_probe_begin(scope, NULL), FGS_ERROR_NULL, "probe");
+    PASS(memset(&probe, 0xab, sizeof probe), FGS_ERROR_STRUCT, "FGS_PROBE_INIT");
+    PASS(probe.size += 8, FGS_ERROR_STRUCT, "fgs_probe.size");
+    PASS(probe.task = NULL, FGS_ERROR_NULL, "probe.task");
+    PASS(probe.task = NOT_UTF8, FGS_ERROR_INVALID, "probe.task");
+    PASS(probe.task = "", FGS_ERROR_INVALID, "task");
+    PASS(probe.flags = 2, FGS_ERROR_INVALID, "probe.flags");
+    PASS(probe.continued_updates = 0, FGS_ERROR_INVALID, "probe.continued_updates");
+    PASS(probe.continued_updates = 5, FGS_ERROR_INVALID, "no base pass");
+    PASS(probe.continued_updates = 5; probe.flags = FGS_PROBE_BASE, FGS_ERROR_INVALID, "probe.continued_updates");
+    PASS(probe.task = "never heard of"; probe.continued_updates = 5, FGS_ERROR_INVALID, "never heard of");
+    OK(fgs_step_begin(scope, 3));
+    PASS((void)0, FGS_ERROR_PHASE, "fgs_step_end");
+    OK(fgs_step_end(scope, 0, NULL));
+#undef PASS
+}
+
+/* A batch of 2 sequences of 3 tokens: gradient and parameters serve as activations, 12 values each. */
+static void check_probe_data(void)
+{
+    fgs_dltensor hidden = F32(gradient, 2, 3, 2), flat = F32(gradient, 6, 2), squares = F32(parameters, 1, 2, 2, 3);
+    fgs_dltensor fewer = F32(gradient, 5, 2), no_tokens = F32(gradient, 12), on_gpu = hidden;
+    fgs_dltensor five = F32(gradient, 2, 3, 1, 2, 1), query = F32(gradient, 2, 3, 1, 2), key = query, bad_key = F32(gradient, 2, 3, 2, 1);
+    on_gpu.device.device_type = 2;
+    int stream, labels[6] = {0, 1, 0, 1, 0, 1};
+    fgs_attention attention = FGS_ATTENTION_INIT;
+    attention.query = &query, attention.key = &key;
+    fgs_probe probe = FGS_PROBE_INIT;
+    probe.task = "first";
+
+    BAD(fgs_probe_batch(scope, 2, 3, NULL, 0), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_probe_hidden(scope, 0, &hidden, NULL), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_probe_attention(scope, 0, &attention, NULL), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_probe_head_output(scope, 0, 2, 0, &hidden, NULL, NULL), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_probe_router(scope, 0, &hidden, 1, NULL), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_probe_end(scope), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_head_effect(scope, "never heard of", 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NOT_FOUND, "never heard of");
+    BAD(fgs_head_effect(scope, NULL, 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NULL, "task");
+    BAD(fgs_head_effect(scope, "first", 1 << 16, 0, 1.0, 1.0, 0.1), FGS_ERROR_INVALID, "layer");
+    BAD(fgs_head_effect(scope, "first", 0, 0, NAN, 1.0, 0.1), FGS_ERROR_INVALID, "loss");
+    BAD(fgs_head_effect(scope, "first", 0, 0, 1.0, INFINITY, 0.1), FGS_ERROR_INVALID, "loss_restored");
+    BAD(fgs_head_effect(scope, "first", 0, 0, 1.0, 1.0, -0.1), FGS_ERROR_INVALID, "error");
+
+    OK(fgs_probe_begin(scope, &probe));
+    BAD(fgs_probe_hidden(scope, 0, &hidden, NULL), FGS_ERROR_PHASE, "fgs_probe_batch");
+    BAD(fgs_probe_attention(scope, 0, &attention, NULL), FGS_ERROR_PHASE, "fgs_probe_batch");
+    BAD(fgs_probe_batch(scope, 0, 3, NULL, 0), FGS_ERROR_INVALID, "sequences");
+    BAD(fgs_probe_batch(scope, 2, 0, NULL, 0), FGS_ERROR_INVALID, "sequences");
+    BAD(fgs_probe_batch(scope, UINT64_MAX, UINT64_MAX, NULL, 0), FGS_ERROR_INVALID, "sequences");
+    BAD(fgs_probe_batch(scope, 2, 3, NULL, 6), FGS_ERROR_NULL, "labels");
+    BAD(fgs_probe_batch(scope, 2, 3, labels, 5), FGS_ERROR_INVALID, "label_count");
+    BAD(fgs_probe_batch(scope, 2, 3, labels, UINT64_MAX), FGS_ERROR_INVALID, "label_count");
+    OK(fgs_probe_batch(scope, 2, 3, NULL, 0));
+
+    BAD(fgs_probe_hidden(scope, 0, NULL, NULL), FGS_ERROR_NULL, "tensor");
+    BAD(fgs_probe_hidden(scope, 0, &on_gpu, NULL), FGS_ERROR_UNSUPPORTED, "device");
+    BAD(fgs_probe_hidden(scope, 0, &hidden, &stream), FGS_ERROR_UNSUPPORTED, "stream");
+    BAD(fgs_probe_hidden(scope, 1 << 16, &hidden, NULL), FGS_ERROR_INVALID, "layer");
+    BAD(fgs_probe_hidden(scope, 0, &fewer, NULL), FGS_ERROR_INVALID, "tensor.shape");
+    BAD(fgs_probe_hidden(scope, 0, &no_tokens, NULL), FGS_ERROR_INVALID, "tensor.shape");
+    BAD(fgs_probe_hidden(scope, 0, &squares, NULL), FGS_ERROR_INVALID, "tensor.shape");
+    BAD(fgs_probe_hidden(scope, 0, &five, NULL), FGS_ERROR_INVALID, "ndim");
+    OK(fgs_probe_hidden(scope, 0, &hidden, NULL));
+    BAD(fgs_probe_hidden(scope, 0, &flat, NULL), FGS_ERROR_INVALID, "already");
+
+    BAD(fgs_probe_head_output(scope, 0, 3, 0, &flat, NULL, NULL), FGS_ERROR_INVALID, "3 heads");
+    BAD(fgs_probe_head_output(scope, 0, 0, 0, &flat, NULL, NULL), FGS_ERROR_INVALID, "heads");
+    BAD(fgs_probe_head_output(scope, 0, 2, 0, &query, NULL, NULL), FGS_ERROR_INVALID, "head_count");
+    BAD(fgs_probe_head_output(scope, 0, 2, 0, &flat, &no_tokens, NULL), FGS_ERROR_INVALID, "projection.shape");
+    BAD(fgs_probe_head_output(scope, 0, 2, 0, NULL, NULL, NULL), FGS_ERROR_NULL, "tensor");
+    BAD(fgs_probe_router(scope, 0, &flat, 0, NULL), FGS_ERROR_INVALID, "top_k");
+    BAD(fgs_probe_router(scope, 0, &flat, 3, NULL), FGS_ERROR_INVALID, "top_k");
+    BAD(fgs_probe_router(scope, 0, &query, 1, NULL), FGS_ERROR_INVALID, "logits.shape");
+
+#define ATTEND(change, status, word)                                                                                   \
+    do {                                                                                                               \
+        attention = (fgs_attention)FGS_ATTENTION_INIT;                                                                 \
+        attention.query = &query, attention.key = &key;                                                                \
+        change;                                                                                                        \
+        BAD(fgs_probe_attention(scope, 0, &attention, NULL), status, word);                                            \
+    } while (0)
+    BAD(fgs_probe_attention(scope, 0, NULL, NULL), FGS_ERROR_NULL, "attention");
+    ATTEND(memset(&attention, 0, sizeof attention), FGS_ERROR_STRUCT, "FGS_ATTENTION_INIT");
+    ATTEND(attention.size -= 8, FGS_ERROR_STRUCT, "fgs_attention.size");
+    ATTEND(attention.mask = 7, FGS_ERROR_INVALID, "attention.mask");
+    ATTEND(attention.query = NULL, FGS_ERROR_NULL, "attention.query");
+    ATTEND(attention.key = NULL, FGS_ERROR_NULL, "attention.key");
+    ATTEND(attention.query = attention.key = NULL, FGS_ERROR_NULL, "attention.probabilities");
+    ATTEND(attention.probabilities = &squares, FGS_ERROR_INVALID, "not both");
+    ATTEND(attention.query = &flat, FGS_ERROR_INVALID, "attention.query");
+    ATTEND(attention.key = &bad_key, FGS_ERROR_INVALID, "attention.key");
+    ATTEND(attention.scale = -1.0, FGS_ERROR_INVALID, "attention.scale");
+    ATTEND(attention.scale = NAN, FGS_ERROR_INVALID, "attention.scale");
+    ATTEND(attention.softcap = -1.0, FGS_ERROR_INVALID, "attention.softcap");
+    ATTEND(attention.log_sum_exp = &flat, FGS_ERROR_INVALID, "attention.log_sum_exp");
+    ATTEND(attention.query = attention.key = NULL; attention.probabilities = &squares, FGS_ERROR_INVALID,
+           "attention.probabilities");
+#undef ATTEND
+    /* Not of the trainer's softmax: the sum of a row is far from 1. */
+    fgs_dltensor wrong = F32(parameters, 2, 1, 3, 2);
+    attention = (fgs_attention)FGS_ATTENTION_INIT;
+    attention.probabilities = &wrong;
+    BAD(fgs_probe_attention(scope, 0, &attention, NULL), FGS_ERROR_INVALID, "sum to");
+    attention.mask = FGS_MASK_CAUSAL;
+    BAD(fgs_probe_attention(scope, 0, &attention, NULL), FGS_ERROR_INVALID, "attention.mask");
+
+    OK(fgs_probe_batch(scope, 2, 3, NULL, 0));
+    BAD(fgs_probe_batch(scope, 2, 3, labels, 6), FGS_ERROR_INVALID, "labels");
+    BAD(fgs_probe_end(scope), FGS_ERROR_INVALID, "layer 0");
+    BAD(fgs_probe_end(scope), FGS_ERROR_PHASE, "fgs_probe_begin");
+    OK(fgs_probe_begin(scope, &probe));
+    BAD(fgs_probe_end(scope), FGS_ERROR_INVALID, "nothing");
+
+    /* A probe's batches are those of its base pass. */
+    OK(fgs_probe_begin(scope, &probe));
+    OK(fgs_probe_batch(scope, 2, 3, NULL, 0));
+    OK(fgs_probe_hidden(scope, 0, &hidden, NULL));
+    OK(fgs_probe_end(scope));
+    OK(fgs_probe_begin(scope, &probe));
+    OK(fgs_probe_batch(scope, 3, 2, NULL, 0));
+    OK(fgs_probe_hidden(scope, 0, &flat, NULL));
+    BAD(fgs_probe_end(scope), FGS_ERROR_INVALID, "base pass");
+}
+
 /* After all this the scope measures what it measured before, and knows of nothing that was refused. */
 static void check_usable(uint64_t step)
 {
@@ -424,6 +571,8 @@ int main(void)
     check_step_arguments();
     check_texts();
     check_references();
+    check_probe_begin();
+    check_probe_data();
     check_reader();
     check_usable(4);
     OK(fgs_close(scope));

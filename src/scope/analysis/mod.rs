@@ -6,6 +6,7 @@
 mod corrected;
 mod gradients;
 mod outcomes;
+mod probes;
 mod publisher;
 mod rollup;
 mod sketches;
@@ -19,6 +20,7 @@ use super::schema::{TaskEvent, flag, kind};
 use crate::ring::{Record, Writer};
 use crate::sketch::algebra::dot;
 use outcomes::OutcomeTable;
+use probes::Probes;
 use publisher::Publisher;
 use rollup::{Rollup, Subject};
 use sketches::Batches;
@@ -34,6 +36,7 @@ pub struct Analysis {
     tasks: BTreeMap<TaskId, TaskState>,
     window: Window,
     outcomes: OutcomeTable,
+    probes: Probes,
     /// fp64 sketch of the parameters when they were last read, and the slices of which it has something: those without an
     /// exact copy.
     last_weights: Vec<f64>,
@@ -77,6 +80,7 @@ impl Analysis {
             tasks: BTreeMap::new(),
             window: Window::new(options.window as usize),
             outcomes: OutcomeTable::default(),
+            probes: Probes::new(options.subspace_dimensions, options.severity),
             last_weights: Vec::new(),
             last_sketched: Vec::new(),
         }
@@ -90,12 +94,24 @@ impl Analysis {
         self.publisher.close();
     }
 
+    /// Dense algebra is left to be done.
+    pub fn has_backlog(&self) -> bool {
+        self.probes.has_work()
+    }
+
+    /// Does a piece of it.
+    pub fn work(&mut self) {
+        self.probes.work(&mut self.publisher);
+    }
+
     /// Everything but steps, flushes and the end.
     pub fn handle(&mut self, message: Message) {
         match message {
             Message::Name(entry) => self.publisher.name(&entry),
             Message::Slices(slices) => self.grow(slices),
-            Message::Metric { id, higher_is_better } => self.outcomes.add_metric(id, higher_is_better),
+            Message::Metric { id, higher_is_better, is_loss } => {
+                self.outcomes.add_metric(id, higher_is_better, is_loss)
+            }
             Message::Task { task, event, step } => self.task_event(task, event, step),
             Message::Reference(batch) => self.reference(*batch),
             Message::Snapshot(snapshot) => self.snapshot(*snapshot),
@@ -107,6 +123,11 @@ impl Analysis {
                 // A step that was given up halfway has left its flags.
                 self.publisher.flags = 0;
                 self.publisher.fault(code, step);
+            }
+            Message::Probe(pass) => self.probes.add_pass(*pass),
+            Message::HeadEffect(effect) => {
+                let forgetting = self.outcomes.forgetting_of_loss(effect.task);
+                self.probes.add_effect(effect, self.publisher.task, forgetting);
             }
             Message::Step(_) | Message::Flush(_) | Message::Close => unreachable!("handled by the thread's loop"),
         }
