@@ -9,6 +9,7 @@
 //! | `names` | what the numbers in a record are called |
 //! | `recording` | a run as Parquet files, written and read |
 //! | `report` | a run as one HTML page |
+//! | `study` | many runs: what goes with forgetting, and how well it can be foretold |
 //! | `format` | numbers, times and sizes as text |
 
 mod commands;
@@ -17,6 +18,7 @@ mod names;
 mod recording;
 mod report;
 mod run;
+mod study;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -31,6 +33,7 @@ Examples:
   forgetscope tail --json | jq .values      the same for programs
   forgetscope record --out runs/legal       write Parquet until the run ends
   forgetscope report runs/legal             one HTML page that says what is being forgotten
+  forgetscope study runs/*                  what goes with forgetting over many runs
 
 A run is named by the path of its ring, its process id, its own name, or the beginning of
 the name that `forgetscope ls` shows. If there is only one, it need not be named.";
@@ -49,6 +52,7 @@ enum Command {
     Tail(commands::tail::Args),
     Record(commands::record::Args),
     Report(commands::report::Args),
+    Study(commands::study::Args),
     /// Print a script that completes commands and options in a shell
     Completions {
         shell: clap_complete::Shell,
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Command::Tail(args) => commands::tail::run(&args),
         Command::Record(args) => commands::record::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Study(args) => commands::study::run(&args),
         Command::Completions { shell } => completions(shell),
     };
     match outcome {

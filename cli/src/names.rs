@@ -179,6 +179,11 @@ impl Names {
             Some("role") => Place { role: slice.and_then(|role| u16::try_from(role).ok()), ..Place::default() },
             Some("layer") => Place { layer: slice, ..Place::default() },
             Some("model") => Place::default(),
+            Some("attention_head") => Place {
+                layer: slice.map(|slice| slice >> 16),
+                head: slice.map(|slice| slice & 0xffff),
+                ..Place::default()
+            },
             _ if record.tensor == NONE32 => Place::default(),
             _ => {
                 let known = |number: i32| u32::try_from(number).ok();
@@ -212,6 +217,9 @@ impl Names {
             }
             ("role", _) => role.unwrap_or_default(),
             ("layer", Place { layer: Some(layer), .. }) => format!("layer {layer}"),
+            ("attention_head", Place { layer: Some(layer), head: Some(head), .. }) => {
+                format!("layer {layer} head {head}")
+            }
             ("model", _) => "model".into(),
             (_, Place { tensor: Some(tensor), .. }) => self.tensor(tensor).unwrap_or_default(),
             (level, _) => level.into(),
@@ -230,7 +238,7 @@ mod tests {
 
     fn names() -> Names {
         let mut names = Names::default();
-        for (id, name) in ["head", "tensor", "role", "layer", "model"].iter().enumerate() {
+        for (id, name) in ["head", "tensor", "role", "layer", "model", "attention_head"].iter().enumerate() {
             names.add(Entry::Level { id: id as u8, name: (*name).into() });
         }
         names.add(Entry::Role { id: 3, name: "q".into() });
@@ -256,6 +264,9 @@ mod tests {
         assert_eq!(names.place_text(&at(2, 3)), "q");
         assert_eq!(names.place_text(&at(3, 3)), "layer 3");
         assert_eq!(names.place_text(&at(4, NONE32)), "model");
+        assert_eq!(names.place_text(&at(5, 2 << 16 | 7)), "layer 2 head 7");
+        let place = names.place(&at(5, 2 << 16 | 7));
+        assert_eq!((place.layer, place.head, place.tensor), (Some(2), Some(7), None));
         assert_eq!(names.place_text(&at(9, 1)), "#9");
     }
 

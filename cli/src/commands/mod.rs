@@ -3,4 +3,5 @@
 pub mod ls;
 pub mod record;
 pub mod report;
+pub mod study;
 pub mod tail;

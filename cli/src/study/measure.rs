@@ -1,0 +1,72 @@
+//! What is measured of a case.
+
+/// A measurement, taken in the first steps of the later task unless it says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Measure {
+    /// Natural logarithm of the mean norm of the later task's gradients.
+    NewGradient,
+    /// Noise-corrected cosine of the two tasks' mean gradients.
+    GradientCosine,
+    /// Mean cosine of single gradients with the reference.
+    Interference,
+    /// Natural logarithm of the relative drift of all weights.
+    Drift,
+    /// Predicted change of the earlier task's loss.
+    Predicted,
+    /// 1 − debiased CKA with the earlier task's base pass, mean over layers.
+    CkaDrop,
+    /// Subspace overlap of the two tasks' representations at the end of the earlier task, between chance (0) and what the
+    /// same task would have (1).
+    Similarity,
+    /// Loss of the later task before its training, above that after it: how much there was to learn. Known afterwards.
+    ExcessLoss,
+}
+
+impl Measure {
+    pub const ALL: [Self; 8] = [
+        Self::NewGradient,
+        Self::GradientCosine,
+        Self::Interference,
+        Self::Drift,
+        Self::Predicted,
+        Self::CkaDrop,
+        Self::Similarity,
+        Self::ExcessLoss,
+    ];
+
+    /// Those that a forecast uses: all that are known in the first steps and cost nothing to have.
+    pub const FORECAST: [Self; 5] =
+        [Self::NewGradient, Self::GradientCosine, Self::Drift, Self::Predicted, Self::CkaDrop];
+
+    /// As it is called in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NewGradient => "new_gradient",
+            Self::GradientCosine => "gradient_cosine",
+            Self::Interference => "interference",
+            Self::Drift => "drift",
+            Self::Predicted => "predicted",
+            Self::CkaDrop => "cka_drop",
+            Self::Similarity => "similarity",
+            Self::ExcessLoss => "excess_loss",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|measure| measure.name() == name)
+    }
+
+    /// As people read it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::NewGradient => "size of the new gradient, ln",
+            Self::GradientCosine => "cosine of mean gradients",
+            Self::Interference => "cosine of single gradients",
+            Self::Drift => "weight drift, ln",
+            Self::Predicted => "predicted loss change",
+            Self::CkaDrop => "drop of CKA",
+            Self::Similarity => "similarity of representations",
+            Self::ExcessLoss => "excess loss of the new task",
+        }
+    }
+}
