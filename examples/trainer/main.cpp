@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "adamw.hpp"
 #include "data.hpp"
+#include "examine.hpp"
 #include "forgetscope.h"
 #include "model.hpp"
 #include "options.hpp"
@@ -18,7 +20,7 @@ namespace trainer {
 namespace {
 
 // Separate streams of random numbers for separate uses of a seed.
-enum class Stream : std::uint64_t { weights, training, reference };
+enum class Stream : std::uint64_t { weights, training, reference, null };
 
 class Trainer {
  public:
@@ -30,6 +32,7 @@ class Trainer {
         losses_(options.losses) {
     for (const TaskFile& task : options.tasks)
       tasks_.emplace_back(task.name, task.path, options.model.context);
+    examiner_ = std::make_unique<Examiner>(model_, tasks_, options_, progress_);
   }
 
   void run() {
@@ -46,9 +49,12 @@ class Trainer {
         train_step(t, step);
         if (options_.eval_every > 0 && step % options_.eval_every == 0 && step < options_.steps)
           evaluate(options_.eval_batches);
+        if (fgs_scope_ && options_.probe_every > 0 && step % options_.probe_every == 0 && step < options_.steps)
+          for (std::size_t earlier = 0; earlier < t; ++earlier) examiner_->fgs_pass(fgs_scope_, earlier);
       }
       table.add_row("after " + names[t], evaluate(options_.final_eval_batches));
       if (options_.reference_batches > 0) reference_gradients(t);
+      if (fgs_scope_) examine(t);
       fgs_task_end(fgs_scope_);
     }
     fgs_close(fgs_scope_);
@@ -65,17 +71,9 @@ class Trainer {
     progress_.begin_step();
     fgs_step_begin(fgs_scope_, total_steps_);
 
-    model_.zero_gradients();
-    double loss = 0;
-    for (int micro = 0; micro < options_.accumulate; ++micro) {
-      const Batch batch = task.training_batch(
-          options_.model.sequences,
-          Random::keyed(options_.seed, Stream::training, t, step, micro));
-      loss += model_.forward(batch).loss / options_.accumulate;
-      model_.backward(batch, 1.0f / static_cast<float>(options_.accumulate));
-      progress_.passed(3);
-    }
-
+    const double loss = accumulate_gradients(task, [&](int micro) {
+      return Random::keyed(options_.seed, Stream::training, t, step, micro);
+    });
     const double norm = gradient_norm(parameters);
     if (!std::isfinite(loss) || !std::isfinite(norm))
       throw std::runtime_error("The loss or its gradient is not finite at step " +
@@ -92,6 +90,52 @@ class Trainer {
     losses_.train(task.name(), step, loss, norm);
     progress_.end_step(task.name(), step, options_.steps, loss,
                        options_.accumulate * options_.model.sequences * options_.model.context);
+  }
+
+  // The average loss over the micro-batches of a step, and its gradient.
+  template <class Draw>
+  double accumulate_gradients(const Corpus& task, const Draw& draw) {
+    model_.zero_gradients();
+    double loss = 0;
+    for (int micro = 0; micro < options_.accumulate; ++micro) {
+      const Batch batch = task.training_batch(options_.model.sequences, draw(micro));
+      loss += model_.forward(batch).loss / options_.accumulate;
+      model_.backward(batch, 1.0f / static_cast<float>(options_.accumulate));
+      progress_.passed(3);
+    }
+    return loss;
+  }
+
+  // All that is looked at when task t is learnt: its probe, which is what later ones are compared with, the probes of
+  // all other tasks at the same weights, what change is usual, the loss landscape, and heads put back.
+  void examine(std::size_t t) {
+    examiner_->keep_weights(t);
+    examiner_->fgs_pass(fgs_scope_, t);
+    for (std::size_t other = 0; other < tasks_.size(); ++other)
+      if (other != t) examiner_->fgs_pass(fgs_scope_, other);
+    if (t + 1 < tasks_.size()) continue_training(t);
+    for (std::size_t earlier = 0; earlier < t; ++earlier) examiner_->fgs_put_heads_back(fgs_scope_, earlier);
+  }
+
+  // Trains on with the task itself for a while, several times from the same weights, as if it were a new one: what
+  // changes then is no forgetting. Weights and moments are as before afterwards.
+  void continue_training(std::size_t t) {
+    const Buffer<float> values = model_.copy_values();
+    const AdamW<float> optimizer = optimizer_;
+    for (int run = 0; run < options_.null_runs; ++run) {
+      for (int step = 1; step <= options_.null_steps; ++step) {
+        accumulate_gradients(tasks_[t], [&](int micro) {
+          return Random::keyed(options_.seed, Stream::null, t, run, step, micro);
+        });
+        const auto& parameters = model_.parameters();
+        scale_gradients(parameters, clip_scale(gradient_norm(parameters), options_.clip));
+        optimizer_.step(parameters, rate(step));
+        if (step == options_.null_steps / 2 || step == options_.null_steps)
+          examiner_->fgs_pass(fgs_scope_, t, step);
+      }
+      model_.set_values(values);
+      optimizer_ = optimizer;
+    }
   }
 
   // Linear warm-up, then half a cosine down to the final rate. Begins anew with each task, as fine-tuning runs do: AdamW's
@@ -170,9 +214,10 @@ class Trainer {
   static double passes_planned(const Options& o) {
     const double tasks = static_cast<double>(o.tasks.size());
     const int evaluations = o.eval_every > 0 ? (o.steps - 1) / o.eval_every : 0;
-    return tasks * (3.0 * o.steps * o.accumulate + 3.0 * o.reference_batches +
-                    tasks * evaluations * o.eval_batches) +
-           tasks * (tasks + 1) * o.final_eval_batches;
+    const double training = tasks * (3.0 * o.steps * o.accumulate + 3.0 * o.reference_batches +
+                                     tasks * evaluations * o.eval_batches) +
+                            tasks * (tasks + 1) * o.final_eval_batches;
+    return training + (o.instrument ? Examiner::passes_planned(o) : 0.0);
   }
 
   void describe() {
@@ -198,6 +243,7 @@ class Trainer {
   std::vector<Corpus> tasks_;
   Progress progress_;
   LossFile losses_;
+  std::unique_ptr<Examiner> examiner_;
   long total_steps_ = 0;
   fgs_scope* fgs_scope_ = nullptr;  // null: every call is refused and training goes on
 };

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "attention.hpp"
@@ -44,12 +45,33 @@ class Model {
 
   void zero_gradients() { gradients_.zero(); }
 
+  // All values of all parameters, to be kept and put back.
+  Buffer<Scalar> copy_values() const { return values_; }
+  void set_values(const Buffer<Scalar>& values) {
+    std::memcpy(values_.data(), values.data(), values_.size() * sizeof(Scalar));
+  }
+  // Where parameter `p` lies in such a copy.
+  const Scalar* in(const Buffer<Scalar>& values, const Parameter<Scalar>& p) const {
+    return values.data() + (p.value - values_.data());
+  }
+
   // The average loss over the batch. Keeps what backward() needs.
   Score forward(const Batch& batch);
 
   // Adds `scale` times the gradient of that average loss. At most once after
   // each forward(), with the same batch: it uses up the activations.
   void backward(const Batch& batch, Scalar scale);
+
+  // What the last forward pass left in a block, until the next pass.
+  struct BlockActivations {
+    Scalar* out;            // [B, T, C]         residual stream after the block
+    Scalar* probabilities;  // [B, heads, T, T]  attention
+    Scalar* attended;       // [B, T, C]         heads side by side, before attn_out mixes them
+  };
+  BlockActivations activations(int block) const {
+    const Block& b = blocks_[block];
+    return {b.out, b.probabilities, b.attended};
+  }
 
   // Multiply-adds counted as two, of forward and backward, the matrix products only.
   double flops_per_token() const;

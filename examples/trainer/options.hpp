@@ -33,6 +33,13 @@ struct Options {
   int eval_batches = 4;        // for each task, while training
   int final_eval_batches = 16; // for each task, before training and after each task
   int reference_batches = 64;  // gradients at fixed weights after each task; 0: none
+  // What is looked at besides steps, all with forgetscope only.
+  int probe_every = 50;        // steps between looks at earlier tasks' probes; 0: only at ends of tasks
+  int probe_batches = 8;       // held-out batches of a probe; 0: no probes
+  int null_runs = 3;           // times that a task is trained on for a while, to see what change is usual
+  int null_steps = 40;         // steps of each
+  int curvature_batches = 1;   // held-out batches whose loss landscape is looked at; 0: none
+  int patch_batches = 4;       // held-out batches for putting heads back; 0: they are not
   std::uint64_t seed = 1;
   int instrument = 1;          // 0: forgetscope is not opened
   std::string losses;          // where to write all losses; empty: nowhere
@@ -118,6 +125,16 @@ inline std::vector<Flag> all_flags(Options& o) {
                   o.final_eval_batches, 1, many),
       number_flag("--reference-batches", "gradients at fixed weights after each task; 0: none",
                   o.reference_batches, 0, many),
+      number_flag("--probe-every", "steps between looks at the probes of earlier tasks; 0: only at ends of tasks",
+                  o.probe_every, 0, many),
+      number_flag("--probe-batches", "held-out batches of a probe; 0: no probes", o.probe_batches, 0, many),
+      number_flag("--null-runs", "times that a finished task is trained on, to see what change is usual",
+                  o.null_runs, 0, many),
+      number_flag("--null-steps", "steps of each of them", o.null_steps, 2, many),
+      number_flag("--curvature-batches", "held-out batches whose loss landscape is looked at; 0: none",
+                  o.curvature_batches, 0, many),
+      number_flag("--patch-batches", "held-out batches for putting back heads; 0: none are put back",
+                  o.patch_batches, 0, many),
       number_flag("--seed", "of weights and batches", o.seed, std::uint64_t{0}, UINT64_MAX),
       number_flag("--instrument", "1: measure with forgetscope; 0: do not", o.instrument, 0, 1),
       {"--losses", "FILE", "write every loss as exact text (hexadecimal floating point)",

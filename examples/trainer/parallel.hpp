@@ -39,8 +39,8 @@ void parallel_for(int count, const Body& body) {
   });
 }
 
-// A fixed-size, zeroed, cache-line aligned array. Only ever moved, never
-// resized, so that pointers into it stay good for as long as it lives.
+// A fixed-size, zeroed, cache-line aligned array. Never resized, so that
+// pointers into it stay good for as long as it lives or is moved.
 template <class Scalar>
 class Buffer {
  public:
@@ -54,8 +54,11 @@ class Buffer {
     zero();
   }
   ~Buffer() { ::operator delete(data_, std::align_val_t(alignment)); }
+  Buffer(const Buffer& other) : Buffer(other.size_) {
+    if (size_ > 0) std::memcpy(data_, other.data_, size_ * sizeof(Scalar));
+  }
   Buffer(Buffer&& other) noexcept { swap(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
+  Buffer& operator=(Buffer other) noexcept {
     swap(other);
     return *this;
   }
