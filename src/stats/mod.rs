@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod cka;
 pub mod collapse;
+pub mod continuation;
 pub mod contribution;
 pub mod correlation;
 pub mod depth;
