@@ -6,9 +6,10 @@ use crate::scope::analysis::{Publisher, Subject};
 use crate::scope::message::{HeadEffect, TaskId};
 use crate::scope::probe::Purpose;
 use crate::scope::schema::{attention_head_slice, flag, kind, level};
+use crate::stats::continuation::{Continuation, Pass};
 use crate::stats::contribution::Change;
 use crate::stats::depth::depth;
-use crate::stats::severity::{Effect, Null, Pass, Predicate, Verdict, classify};
+use crate::stats::severity::{Effect, Predicate, Verdict, classify};
 
 /// What a pass says of a head.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +31,7 @@ pub struct HeadNull {
     /// Heads in the order of the passes' values.
     heads: Vec<u32>,
     passes: Vec<Pass>,
-    fitted: Option<Null>,
+    fitted: Option<Continuation>,
 }
 
 impl HeadNull {
@@ -50,9 +51,9 @@ impl HeadNull {
         self.heads.iter().map(|slice| find(slice).unwrap_or(missing)).collect()
     }
 
-    fn fit(&mut self) -> &Null {
+    fn fit(&mut self) -> &Continuation {
         let passes = &self.passes;
-        self.fitted.get_or_insert_with(|| Null::fit(passes))
+        self.fitted.get_or_insert_with(|| Continuation::fit(passes))
     }
 }
 
