@@ -9,6 +9,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 BUILD   := build
 CARGO   := cargo
 SETUP   := $(BUILD)/.setup
+PYTHON  := $(BUILD)/python/.ready
 
 help:                ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,10 +17,14 @@ help:                ## list the targets
 demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
 	@scripts/demo
 
-test: $(SETUP)       ## every test: Rust, C, C++, the trainer, the model checker
+test: $(SETUP) $(PYTHON)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
-bench: $(SETUP) $(BUILD)/python/.numpy  ## what measuring costs, as ratios
+oracles: $(PYTHON) lib  ## compare every statistic with NumPy, SciPy and JAX; writes docs/statistics/oracles.md
+	FGS_WRITE_ORACLES=1 $(BUILD)/python/bin/python -m pytest -q tests/python
+	@echo "docs/statistics/oracles.md has the table"
+
+bench: $(SETUP) $(PYTHON)  ## what measuring costs, as ratios
 	FGS_PYTHON=$(abspath $(BUILD)/python/bin/python) FGS_BENCH_OUT=$(abspath $(BUILD)/bench-cpu.json) \
 	    $(CARGO) bench -q -p forgetscope --bench cpu
 	@echo "$(BUILD)/bench-cpu.json has the figures"
@@ -54,9 +59,10 @@ $(SETUP): scripts/setup
 	@scripts/setup
 	@mkdir -p $(BUILD) && touch $@
 
-$(BUILD)/python/.numpy: $(SETUP)
+# What tests and benches compare with, in a virtual environment of its own.
+$(PYTHON): tests/python/requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/python
-	$(BUILD)/python/bin/pip install -q numpy
-	touch $@
+	$(BUILD)/python/bin/pip install -q -r tests/python/requirements.txt
+	@touch $@
 
-.PHONY: help demo test bench overhead header lib program trainer clean
+.PHONY: help demo test oracles bench overhead header lib program trainer clean
