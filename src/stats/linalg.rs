@@ -4,7 +4,7 @@
 //! every call in the library goes through this file, and every function here holds [`LOCK`] for as long as it computes.
 
 use ndarray::{Array1, Array2};
-use ndarray_linalg::SolveC;
+use ndarray_linalg::{EigValsh, SolveC, UPLO};
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -44,6 +44,15 @@ pub fn solve_positive_definite(a: &Array2<f64>, b: &Array1<f64>) -> Option<Array
     a.solvec(b).ok().filter(|x| x.iter().all(|x| x.is_finite()))
 }
 
+/// Eigenvalues of a symmetric A, ascending. `None` if an element is not finite.
+pub fn symmetric_eigenvalues(a: &Array2<f64>) -> Option<Array1<f64>> {
+    if a.iter().any(|x| !x.is_finite()) {
+        return None;
+    }
+    let _guard = lock();
+    a.eigvalsh(UPLO::Lower).ok().filter(|x| x.iter().all(|x| x.is_finite()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +64,13 @@ mod tests {
         assert!((x[0] - 1.0).abs() < 1e-12 && (x[1] - 2.0).abs() < 1e-12);
         assert!(solve_positive_definite(&arr2(&[[1.0, 2.0], [2.0, 1.0]]), &arr1(&[1.0, 1.0])).is_none());
         assert!(solve_positive_definite(&arr2(&[[f64::NAN]]), &arr1(&[1.0])).is_none());
+    }
+
+    #[test]
+    fn eigenvalues_of_a_reflection() {
+        let found = symmetric_eigenvalues(&arr2(&[[0.0, 1.0], [1.0, 0.0]])).unwrap();
+        assert!((found[0] + 1.0).abs() < 1e-14 && (found[1] - 1.0).abs() < 1e-14);
+        assert!(symmetric_eigenvalues(&arr2(&[[f64::INFINITY]])).is_none());
     }
 
     #[test]

@@ -4,10 +4,14 @@
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
 pub mod drift;
+pub mod flattening;
 pub mod forgetting;
+pub mod hutchinson;
 pub mod interference;
 pub mod linalg;
 pub mod noise;
 pub mod prediction;
 pub mod projection;
+pub mod spectrum;
+pub mod tridiagonal;
 pub mod update;
