@@ -7,10 +7,12 @@
 
 pub mod cpu;
 mod memory;
+mod perturb;
 mod segment;
 mod sums;
 
-pub use memory::{DType, Memory};
+pub use memory::{DType, Memory, Writable};
+pub use perturb::{CHUNK, Gather, GatherJob, Perturb, ScatterJob};
 pub use segment::{Segment, Span};
 pub use sums::{DriftSums, GradientSums, PairSums, UpdateSums};
 
@@ -104,7 +106,7 @@ pub struct TaskJob<'a> {
 }
 
 /// Takes sums over the memory of one kind of device.
-pub trait Device: Send + Sync {
+pub trait Device: Perturb + Send + Sync {
     /// One fused pass over gradients: norms, inner products with references, conflicts, sketches.
     fn gradients(&self, jobs: &mut [GradientJob]);
 

@@ -10,6 +10,7 @@ mod gradients;
 pub mod kernels;
 mod memory_limit;
 mod parameters;
+mod perturb;
 mod pool;
 mod vector;
 
