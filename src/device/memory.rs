@@ -21,6 +21,16 @@ impl DType {
         }
     }
 
+    /// Name, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
     /// Explicit bits of the mantissa. Data of 64 bits is measured in 32.
     pub const fn mantissa_bits(self) -> i32 {
         match self {

@@ -12,7 +12,7 @@ mod segment;
 mod sums;
 
 pub use memory::{DType, Memory, Writable};
-pub use perturb::{CHUNK, Gather, GatherJob, Perturb, ScatterJob};
+pub use perturb::{Gather, GatherJob, Perturb, ScatterJob};
 pub use segment::{Segment, Span};
 pub use sums::{DriftSums, GradientSums, PairSums, UpdateSums};
 

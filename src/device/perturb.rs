@@ -1,14 +1,10 @@
 //! Moving parameters and back, and algebra on vectors as long as the model: what measuring curvature needs of a device.
 //!
-//! Vectors are flat, fp32, and the library's own; their length is a multiple of [`CHUNK`], filled up with zeros. Sums are
-//! fp64 in a fixed order, so the same vectors give the same bits. This is the only place that writes to the trainer's
+//! Vectors are flat, fp32, and the library's own. Sums are fp64 in a fixed order, so the same vectors give the same bits. This is the only place that writes to the trainer's
 //! memory, and it writes nothing but originals plus a multiple of a direction; with an empty direction it writes the
 //! originals' bits.
 
 use super::{Segment, SliceRead, Writable};
-
-/// Elements that vectors are filled up to.
-pub const CHUNK: usize = crate::sketch::CHUNK;
 
 /// What becomes of values that are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,8 +13,8 @@ pub enum Gather {
     Copy,
     /// What is read, times the factor.
     Scale(f32),
-    /// What was there less what is read, times the factor.
-    Subtract(f32),
+    /// What was there less what is read times the first factor, all times the second.
+    Subtract(f32, f32),
 }
 
 /// A slice that is read whole into a part of a vector.

@@ -3,6 +3,7 @@
 use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
 use crate::ring::Entry;
 use crate::scope::catalog::Slice;
+use crate::scope::curvature::CurvatureSums;
 use crate::scope::schema::TaskEvent;
 use std::sync::mpsc::Sender;
 
@@ -39,6 +40,8 @@ pub enum Message {
     /// The parameters were read at a moment that is not a sampled step.
     Moved(Box<Movement>),
     Step(Box<StepSums>),
+    /// A curvature run is complete.
+    Curvature(Box<CurvatureSums>),
     Evaluation {
         task: TaskId,
         metric: u16,

@@ -194,16 +194,19 @@ pub enum Fault {
     CatalogFull = 4,
     /// A reference or snapshot had to be dropped because bindings changed shape.
     Dropped = 5,
+    /// A curvature run ended before it was complete; the parameters are as they were before it.
+    Curvature = 6,
 }
 
 impl Fault {
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Overrun, "sampled steps left out, evaluation was behind"),
         (Self::NonFinite, "sampled steps with NaN or infinite values"),
         (Self::Abandoned, "steps begun and not ended"),
         (Self::Panic, "calls given up because of a bug in forgetscope"),
         (Self::CatalogFull, "names that did not fit the catalog"),
         (Self::Dropped, "references and snapshots dropped, bindings changed"),
+        (Self::Curvature, "curvature runs given up before they were complete"),
     ];
 }
 

@@ -68,6 +68,7 @@ impl Front {
             self.updates += 1;
         }
         self.give_up_batch();
+        self.give_up_curvature();
         let rerun = self.step.highest.is_some_and(|highest| step <= highest);
         self.step.highest = self.step.highest.max(Some(step));
         self.step.number = step;

@@ -50,6 +50,15 @@ int main(void)
     OK(fgs_snapshot(scope, NULL, &stream));
     OK(fgs_record_loss(scope, "task", 1.0));
     OK(fgs_record_eval(scope, "task", "accuracy", 1.0, 1));
+    fgs_curvature curvature = FGS_CURVATURE_INIT;
+    fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;
+    request.want = FGS_CURVATURE_GRADIENT;
+    OK(fgs_curvature_begin(scope, &curvature));
+    /* A trainer's loop ends at once. */
+    OK(fgs_curvature_next(scope, &request));
+    CHECK(request.want == FGS_CURVATURE_DONE);
+    OK(fgs_curvature_submit(scope, 1.0, 1.0, &stream));
+    OK(fgs_curvature_end(scope));
     OK(fgs_task_end(scope));
     OK(fgs_task_end(scope));
     OK(fgs_flush(scope));

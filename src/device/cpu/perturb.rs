@@ -4,7 +4,7 @@ use super::Cpu;
 use super::block::{Staging, blocks, units};
 use super::kernels::{BLOCK, normalizers};
 use crate::device::{Gather, GatherJob, Perturb, ScatterJob, Span};
-use crate::sketch::hash;
+use crate::sketch::{CHUNK, hash};
 use rayon::prelude::*;
 
 /// Elements that a thread takes at once: whole blocks, and enough of them to be worth the handing over.
@@ -53,12 +53,15 @@ impl Perturb for Cpu {
 
     fn dot(&self, x: &[f32], y: &[f32]) -> f64 {
         let share = |(x, y): (&[f32], &[f32])| {
-            let blocks = x.chunks(BLOCK).zip(y.chunks(BLOCK));
+            // Only the last block of a vector does not fill its chunks.
+            let mut ragged = [Staging::new(), Staging::new()];
             let block = |(x, y): (&[f32], &[f32])| {
+                let [x_staging, y_staging] = &mut ragged;
+                let (x, y) = (whole_chunks(x, x_staging), whole_chunks(y, y_staging));
                 let peak = |values| f32::from_bits((self.kernels.peak)(values));
                 (self.kernels.dot)(x, y, normalizers(peak(x), peak(y)))
             };
-            blocks.map(block).sum::<f64>()
+            x.chunks(BLOCK).zip(y.chunks(BLOCK)).map(block).sum::<f64>()
         };
         self.pool.install(|| {
             let sums: Vec<f64> = x.par_chunks(SHARE).zip(y.par_chunks(SHARE)).map(share).collect();
@@ -99,6 +102,16 @@ impl Perturb for Cpu {
     }
 }
 
+/// The values, filled up to whole chunks with zeros.
+fn whole_chunks<'a>(values: &'a [f32], staging: &'a mut Staging) -> &'a [f32] {
+    let length = values.len().next_multiple_of(CHUNK);
+    if length == values.len() {
+        return values;
+    }
+    staging.0[..values.len()].copy_from_slice(values);
+    &staging.0[..length]
+}
+
 impl Unit<'_> {
     fn gather(&mut self, cpu: &Cpu, job: &GatherJob) -> u64 {
         let mut staging = Staging::new();
@@ -114,8 +127,8 @@ impl Unit<'_> {
                     match job.gather {
                         Gather::Copy => values.copy_from_slice(read),
                         Gather::Scale(factor) => values.iter_mut().zip(&*read).for_each(|(v, x)| *v = x * factor),
-                        Gather::Subtract(factor) => {
-                            values.iter_mut().zip(&*read).for_each(|(v, x)| *v = (*v - x) * factor);
+                        Gather::Subtract(scale, factor) => {
+                            values.iter_mut().zip(&*read).for_each(|(v, x)| *v = (*v - x * scale) * factor);
                         }
                     }
                     bad += values.iter().map(|v| u64::from(!v.is_finite())).sum::<u64>();
@@ -155,7 +168,7 @@ fn scatter(job: &ScatterJob, range: Span) {
 mod tests {
     use super::*;
     use crate::device::cpu::kernels::Kernels;
-    use crate::device::{CHUNK, DType, Memory, Segment, SliceRead};
+    use crate::device::{DType, Memory, Segment, SliceRead};
     use crate::sketch::Layout;
 
     fn values(key: u64, length: usize) -> Vec<f32> {
@@ -178,7 +191,7 @@ mod tests {
 
     #[test]
     fn algebra_agrees_with_fp64() {
-        let n = 3 * SHARE + 5 * CHUNK;
+        let n = 3 * SHARE + 5 * CHUNK + 77;
         let (x, y, z) = (values(1, n), values(2, n), values(3, n));
         let dot = agreed(|device| device.dot(&x, &y).to_bits());
         let products = x.iter().zip(&y).map(|(x, y)| f64::from(*x) * f64::from(*y));
@@ -266,8 +279,8 @@ mod tests {
                 assert_eq!(gather(Gather::Scale(2.0), &mut moved), 0);
                 let exact = |k: usize| (f64::from(original[k]) + 0.5 * f64::from(direction[k])) as f32;
                 assert!((0..n).all(|k| moved[k] == 2.0 * exact(k)));
-                assert_eq!(gather(Gather::Subtract(4.0), &mut moved), 0);
-                assert!((0..n).all(|k| moved[k] == 4.0 * exact(k)), "twice itself less itself, times four");
+                assert_eq!(gather(Gather::Subtract(0.5, 4.0), &mut moved), 0);
+                assert!((0..n).all(|k| moved[k] == 6.0 * exact(k)), "twice less a half, times four");
                 scatter(&[], 0.0);
                 let mut now = vec![0.0; n];
                 gather(Gather::Copy, &mut now);

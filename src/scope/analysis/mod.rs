@@ -4,6 +4,7 @@
 //! the window of the latest gradients, and the evaluations; it never touches the trainer's memory.
 
 mod corrected;
+mod curvature;
 mod gradients;
 mod outcomes;
 mod publisher;
@@ -18,6 +19,7 @@ use super::message::{Message, Movement, Origin, ReferenceBatch, SnapshotSketch, 
 use super::schema::{TaskEvent, flag, kind};
 use crate::ring::{Record, Writer};
 use crate::sketch::algebra::dot;
+use curvature::Landscape;
 use outcomes::OutcomeTable;
 use publisher::Publisher;
 use rollup::{Rollup, Subject};
@@ -53,6 +55,8 @@ struct TaskState {
     /// Σ⟨g_A(θ_t), Δθ_t⟩ since the snapshot, and the number of steps it was summed over.
     path: f64,
     path_steps: u64,
+    /// The loss landscape at its base.
+    landscape: Option<Landscape>,
 }
 
 /// The reference that is used for a task, and the flag that says which it is.
@@ -99,6 +103,7 @@ impl Analysis {
             Message::Task { task, event, step } => self.task_event(task, event, step),
             Message::Reference(batch) => self.reference(*batch),
             Message::Snapshot(snapshot) => self.snapshot(*snapshot),
+            Message::Curvature(sums) => self.curvature(&sums),
             Message::Moved(mut movement) => self.moved(&mut movement),
             Message::Evaluation { task, metric, value, step } => {
                 self.outcomes.record(&mut self.publisher, task, metric, value, step);
