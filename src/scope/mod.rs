@@ -17,6 +17,7 @@ mod options;
 mod references;
 mod schedule;
 pub mod schema;
+mod secant;
 mod shard;
 mod step;
 mod storage;

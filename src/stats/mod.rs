@@ -4,6 +4,7 @@
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
 pub mod drift;
+pub mod fisher;
 pub mod flattening;
 pub mod forgetting;
 pub mod hutchinson;
@@ -12,6 +13,7 @@ pub mod linalg;
 pub mod noise;
 pub mod prediction;
 pub mod projection;
+pub mod secant;
 pub mod spectrum;
 pub mod tridiagonal;
 pub mod update;
