@@ -214,6 +214,7 @@ fn arguments_are_checked() {
     };
     refused(|s| s.lanczos_steps = 0, "curvature.lanczos_steps");
     refused(|s| s.trace_vectors = 1 << 20, "curvature.trace_vectors");
+    refused(|s| (s.lanczos_steps, s.density_vectors) = (4096, 4096), "more than 1048576");
     refused(|s| s.path_points = 1, "curvature.path_points");
     refused(|s| s.block_vectors = 0, "curvature.block_vectors");
     refused(|s| s.relative_step = 0.0, "curvature.relative_step");

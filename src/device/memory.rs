@@ -122,7 +122,8 @@ impl Memory {
     ///
     /// # Safety
     /// Whenever a device is handed the result together with segments, every element that the segments reach must be
-    /// writable for the length of the call, and be read or written by nobody else.
+    /// writable for the length of the call, and be read or written by nobody else; and no two indices, of the same or of
+    /// different segments in one call, may be the same element.
     pub unsafe fn writable(self) -> Option<Writable> {
         (self.dtype == DType::F32).then_some(Writable { base: self.base.cast_mut().cast() })
     }

@@ -101,6 +101,7 @@ enum State {
 
 /// More vectors than this are a mistake.
 const MOST: u32 = 1 << 12;
+const MOST_PRODUCTS: u64 = 1 << 20;
 
 impl Settings {
     /// Lanczos steps in a space, which cannot be more than it has dimensions.
@@ -126,6 +127,15 @@ impl Settings {
             if !(least..=MOST).contains(&count) {
                 return Err(invalid!("curvature.{name}: {count} is not between {least} and {MOST}"));
             }
+        }
+        let [lanczos, density, block, blocks] =
+            [self.lanczos_steps, self.density_vectors, self.block_vectors, self.blocks.len() as u32].map(u64::from);
+        let products = density * lanczos + blocks * (lanczos + 3 * block);
+        if products > MOST_PRODUCTS {
+            return Err(invalid!(
+                "curvature.lanczos_steps: {products} products with the Hessian, for all starting vectors and blocks, are more \
+                 than {MOST_PRODUCTS}"
+            ));
         }
         if self.path_points == 1 {
             return Err(invalid!("curvature.path_points: 1 is not a line; 0 for none, else 2 or more"));
