@@ -23,7 +23,8 @@
 //            fgs_last_error(). Nothing ever aborts, throws, or changes training.
 // Threads.   Functions on one scope may be called from any thread; they are carried out one after another.
 // Ownership. Scopes and readers belong to the caller until closed. Strings that are passed in are copied. Strings that
-//            come out belong to the library; each function says for how long. Tensors are read, never written or kept.
+//            come out belong to the library; each function says for how long. Tensors are read, never kept, and never
+//            written, but for parameters between fgs_curvature_begin and the end of that run.
 // Structs.   Initialise every struct with its FGS_..._INIT macro: fields may be added at the end in later versions.
 // Streams.   Arguments called `stream` order device memory; for host memory they are NULL.
 
@@ -293,6 +294,27 @@ typedef uint32_t fgs_mask;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// What `fgs_curvature_next` wants.
+enum fgs_curvature_want
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    // Nothing any more: the parameters are as they were, the records are published.
+    FGS_CURVATURE_DONE = 0,
+    // The gradient of the task's probe batch at the parameters as they are now, in the bound gradients; and the loss.
+    FGS_CURVATURE_GRADIENT = 1,
+    // The loss of the same batch at the parameters as they are now; gradients are not read.
+    FGS_CURVATURE_LOSS = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum fgs_curvature_want fgs_curvature_want;
+#else
+typedef uint32_t fgs_curvature_want;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
 // What `fgs_reader_name` looks up.
 enum fgs_name
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -500,6 +522,52 @@ typedef struct {
     uint32_t reserved;
 } fgs_attention;
 
+// What a curvature run measures. Initialise with `FGS_CURVATURE_INIT`, then set task and what differs from the defaults.
+typedef struct {
+    // sizeof(fgs_curvature); set by FGS_CURVATURE_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_CURVATURE_INIT.
+    uint32_t magic;
+    // The task whose loss it is: the trainer answers with gradients of this task's probe batch. Copied.
+    const char *task;
+    // Lanczos steps per starting vector; two gradients each. Default 32.
+    uint32_t lanczos_steps;
+    // Samples of the traces (Hutchinson); four gradients each. Default 8.
+    uint32_t trace_vectors;
+    // Starting vectors that run all Lanczos steps; more of them resolve the spectral density better. Default 1.
+    uint32_t density_vectors;
+    // Eigenvalues that are published; in the run that later ones are compared with, as many eigenvectors are kept.
+    // Default 3.
+    uint32_t eigenvectors;
+    // Points at which the loss is wanted on the line from the task's snapshot to the weights, both ends included. Default
+    // 0: none. Left out where no exact snapshot is kept.
+    uint32_t path_points;
+    // For tensors in blocks: gradients spent on the trace are six times this (Hutch++). Default 4.
+    uint32_t block_vectors;
+    // Ids of tensors that are looked at by themselves as well. Copied.
+    const uint32_t *blocks;
+    // How many they are; with 0 blocks may be NULL.
+    uint64_t block_count;
+    // How far the weights are moved for a difference of gradients, relative to their norm. Default 0.001.
+    double relative_step;
+    // Of the random vectors: the same seed gives the same vectors.
+    uint64_t seed;
+} fgs_curvature;
+
+// A request of a curvature run. Initialise with `FGS_CURVATURE_REQUEST_INIT`.
+typedef struct {
+    // sizeof(fgs_curvature_request); set by FGS_CURVATURE_REQUEST_INIT.
+    uint32_t size;
+    // FGS_MAGIC; set by FGS_CURVATURE_REQUEST_INIT.
+    uint32_t magic;
+    // fgs_curvature_want.
+    uint32_t want;
+    // Requests before this one.
+    uint32_t index;
+    // Requests in all, at most: Lanczos may be done early.
+    uint32_t total;
+} fgs_curvature_request;
+
 // A record of the ring: see docs/statistics for what the values of each kind are. Ids that do not apply are all ones,
 // values that do not apply are NaN.
 typedef struct {
@@ -596,7 +664,7 @@ fgs_status fgs_register(fgs_scope *scope,
 // Says where all of a tensor's data lies: `what` is FGS_GRAD, FGS_PARAM or FGS_MASTER.
 //
 // The data is read later, inside `fgs_gradients_ready`, `fgs_step_end`, `fgs_reference_add`, `fgs_snapshot`,
-// `fgs_task_end`, and never outside them. It must stay readable until it is bound to something else or unbound with
+// `fgs_task_end` and the functions of a curvature run, which also writes to FGS_PARAM, and never outside them. It must stay readable until it is bound to something else or unbound with
 // `tensor` NULL. Binding again costs little when only the address changes, so it may be done in every step.
 //
 // Accepted: float64, float32, float16, bfloat16, in host memory, row-major or any strides that amount to at most two
@@ -863,6 +931,72 @@ fgs_status fgs_head_effect(fgs_scope *scope,
                            double loss_restored,
                            double error);
 
+// A curvature run begins: the loss landscape of a task around the weights as they are now. See docs/statistics/landscape.md
+// for what is measured. The trainer's part is a loop:
+//
+// ```c
+// fgs_curvature_begin(scope, &options);
+// while (fgs_curvature_next(scope, &request) == FGS_OK && request.want != FGS_CURVATURE_DONE) {
+//     loss = forward_and_backward(probe_batch);     // the same batch every time, no dropout
+//     if (fgs_curvature_submit(scope, loss, 1.0, NULL) != FGS_OK)
+//         break;
+// }
+// fgs_curvature_end(scope);
+// ```
+//
+// From the first request to the end the parameters that are bound with FGS_PARAM are *written to*: the library moves them
+// in place. When the run is over they are as they were, to the last bit: after FGS_CURVATURE_DONE, `fgs_curvature_end`,
+// `fgs_step_begin`, `fgs_task_end` or `fgs_close`, after other parameters are bound, and after a submission that is not
+// finite. What has to stay the same from the first request to the last is the trainer's duty: the batch, and the random
+// numbers of dropout if there must be any. Buffers of gradients may move; bind them again.
+//
+// Every measured tensor that is bound takes part, all of it, in fp32, with its gradient. The gradients are those that one
+// rank computes from its own probe batch: nothing is reduced. While the task is trained, or at the weights of its snapshot,
+// the run is the *base* that later ones are compared with. Memory: the parameters four times, within the budget; as many
+// times more as there are Lanczos steps if the budget allows it, which gives eigenvectors.
+//
+// Errors: FGS_ERROR_NULL, FGS_ERROR_STRUCT, FGS_ERROR_INVALID (the sentence names the field; a parameter or gradient that
+// is not bound), FGS_ERROR_NOT_FOUND (blocks), FGS_ERROR_UNSUPPORTED (parameters that are not fp32; shards; tied copies),
+// FGS_ERROR_CONFIG (the budget; the sentence says how many bytes are missing), FGS_ERROR_PHASE (inside a step, a half-fed
+// reference batch, or another run).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `options` must be NULL or readable, with a terminated task
+// and block_count readable ids. Until the run is over, what is bound with FGS_PARAM must be writable, and neither read nor
+// written during calls.
+fgs_status fgs_curvature_begin(fgs_scope *scope,
+                               const fgs_curvature *options);
+
+// Moves the parameters to where the next gradient or loss is wanted, and says in `*request` which of the two it is.
+//
+// FGS_CURVATURE_DONE ends the loop. With the instrument disabled it is the first answer. Errors: FGS_ERROR_NULL,
+// FGS_ERROR_STRUCT, FGS_ERROR_PHASE (no run; the last request has not been answered).
+//
+// Requires:
+// As for `fgs_curvature_begin`; `request` must be NULL or writable.
+fgs_status fgs_curvature_next(fgs_scope *scope, fgs_curvature_request *request);
+
+// Answers the last request: the loss, and for FGS_CURVATURE_GRADIENT the gradients that are bound now, times `scale`.
+//
+// All reading is over when the call returns. A loss or gradient that is not finite ends the run with FGS_ERROR_INVALID and
+// a fault; the parameters are as they were. After any other error the request still stands. `loss`: the mean that the
+// gradient times `scale` is the gradient of. stream: NULL for host memory. Errors: FGS_ERROR_INVALID (loss, scale; a
+// gradient that is not bound whole any more), FGS_ERROR_PHASE (nothing was asked for).
+//
+// Requires:
+// As for `fgs_curvature_begin`; bound gradients must be readable and not written to during the call.
+fgs_status fgs_curvature_submit(fgs_scope *scope,
+                                double loss,
+                                double scale,
+                                void *stream);
+
+// Ends a run. The parameters are as they were when it began, to the last bit. Legal at any moment, also without a run. A run
+// that was not complete publishes a fault and nothing else.
+//
+// Requires:
+// As for `fgs_curvature_begin`.
+fgs_status fgs_curvature_end(fgs_scope *scope);
+
 // The loss of a task on held-out data, as the weights are now. Lower is better. Not the training loss of a batch.
 //
 // Forgetting and backward transfer follow from it. Non-finite values are taken: a diverged loss is an outcome. At any
@@ -955,4 +1089,14 @@ fgs_status fgs_reader_close(fgs_reader *reader);
 #define FGS_ATTENTION_INIT                                                                                \
     {                                                                                                     \
         sizeof(fgs_attention), FGS_MAGIC, NULL, NULL, NULL, NULL, 0.0, 0.0, FGS_MASK_NONE, 0, 0, 0        \
+    }
+
+#define FGS_CURVATURE_INIT                                                                                \
+    {                                                                                                     \
+        sizeof(fgs_curvature), FGS_MAGIC, NULL, 32, 8, 1, 3, 0, 4, NULL, 0, 1e-3, 0                       \
+    }
+
+#define FGS_CURVATURE_REQUEST_INIT                                                                        \
+    {                                                                                                     \
+        sizeof(fgs_curvature_request), FGS_MAGIC, FGS_CURVATURE_DONE, 0, 0                                \
     }

@@ -76,6 +76,12 @@ structs! {
         kv_head_offset at 76, flags at 80, replica at 84, tied_to at 88, layer_count at 92,
     }
     fgs_shard 40 { size at 0, magic at 4, offset at 8, run_length at 16, run_step at 24, run_count at 32 }
+    fgs_curvature 72 {
+        size at 0, magic at 4, task at 8, lanczos_steps at 16, trace_vectors at 20, density_vectors at 24,
+        eigenvectors at 28, path_points at 32, block_vectors at 36, blocks at 40, block_count at 48, relative_step at 56,
+        seed at 64,
+    }
+    fgs_curvature_request 20 { size at 0, magic at 4, want at 8, index at 12, total at 16 }
     fgs_dltensor 48 {
         data at 0, device_type as "device.device_type" at 8, device_id as "device.device_id" at 12, ndim at 16,
         dtype_code as "dtype.code" at 20, dtype_bits as "dtype.bits" at 21, dtype_lanes as "dtype.lanes" at 22,
@@ -113,6 +119,7 @@ enums! {
     fgs_gradient_flag { FGS_GRADIENTS_UNREDUCED = 1 }
     fgs_probe_flag { FGS_PROBE_BASE = 1 }
     fgs_mask { FGS_MASK_NONE = 0, FGS_MASK_CAUSAL = 1 }
+    fgs_curvature_want { FGS_CURVATURE_DONE = 0, FGS_CURVATURE_GRADIENT = 1, FGS_CURVATURE_LOSS = 2 }
     fgs_name {
         FGS_NAME_KIND = 0, FGS_NAME_VALUE = 1, FGS_NAME_TASK = 2, FGS_NAME_TENSOR = 3, FGS_NAME_ROLE = 4,
         FGS_NAME_METRIC = 5, FGS_NAME_LEVEL = 6, FGS_NAME_FLAG = 7, FGS_NAME_FAULT = 8,

@@ -32,6 +32,12 @@ fn views() {
     check("dtypes");
 }
 
+/// Parameters are written to, and nothing beside them.
+#[test]
+fn curvature() {
+    check("curvature");
+}
+
 /// Buffers are only lent for the length of a call.
 #[test]
 fn feeding() {

@@ -2,7 +2,7 @@
 
 use forgetscope::device::cpu::Cpu;
 use forgetscope::device::{
-    AttentionJob, AttentionRow, AttentionSource, DType, Device, GatherJob, Memory, QueryKey, Strided,
+    AttentionJob, AttentionRow, AttentionSource, DType, Device, Memory, QueryKey, RowsJob, Strided,
 };
 use forgetscope::sketch::hash::mix;
 use half::{bf16, f16};
@@ -34,8 +34,8 @@ fn rows_are_copied_from_every_type_and_stride() {
         for (memory, value) in &cases {
             for (runs, run_step, length, step) in [(1, 0, 20, 1), (3, 7, 5, 1), (2, 1, 6, 3), (1, 0, 1, 1)] {
                 let mut out = vec![f32::NAN; rows.len() * runs * length];
-                let job = GatherJob { memory: *memory, rows: &rows, runs, run_step, length, step, out: &mut out };
-                device.gather(job);
+                let job = RowsJob { memory: *memory, rows: &rows, runs, run_step, length, step, out: &mut out };
+                device.rows(job);
                 let at = |row: i64, run: usize, k: usize| (row + run as i64 * run_step + k as i64 * step) as usize;
                 let expected = rows
                     .iter()

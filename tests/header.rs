@@ -6,8 +6,20 @@ fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
     // In the order in which a reader of the header wants to meet things.
-    let files =
-        ["status", "options", "handle", "life", "tensor", "catalog", "task", "step", "probe", "outcome", "reader"];
+    let files = [
+        "status",
+        "options",
+        "handle",
+        "life",
+        "tensor",
+        "catalog",
+        "task",
+        "step",
+        "probe",
+        "curvature",
+        "outcome",
+        "reader",
+    ];
     let mut builder = cbindgen::Builder::new().with_config(config);
     for file in files {
         builder = builder.with_src(root.join("src/abi").join(file).with_extension("rs"));

@@ -332,3 +332,92 @@ fn what_no_longer_fits_is_dropped_and_said() {
     assert!((interference.values[2] - 450.0).abs() < 1e-9, "{interference:?}");
     assert!(model(&records, kind::DRIFT).is_empty(), "the snapshot knows nothing of 400..500");
 }
+
+/// The reference refreshed at moved weights: gradients of a quadratic at both ends give its curvature along the drift, and
+/// the spread of the batches its error.
+#[test]
+fn two_references_give_the_curvature_along_the_drift() {
+    let p = 300;
+    let curvature: Vec<f64> = (0..p).map(|k| 0.5 + k as f64 / 100.0).collect();
+    for budget_bytes in [None, Some(0)] {
+        let mut run = Run::new(&[p], Options { budget_bytes, ..Options::default() });
+        let mut state = 11;
+        run.parameters[0].iter_mut().for_each(|x| *x = normal(&mut state) as f32);
+        let batches = |run: &mut Run, state: &mut u64| {
+            let mut seen: Vec<Vec<f64>> = Vec::new();
+            for _ in 0..8 {
+                let gradient: Vec<f64> = (0..p)
+                    .map(|k| curvature[k] * f64::from(run.parameters[0][k]) + 0.2 * normal(state))
+                    .map(|g| f64::from(g as f32))
+                    .collect();
+                run.gradients[0].iter_mut().zip(&gradient).for_each(|(out, g)| *out = *g as f32);
+                run.scope.front().reference_add("a", 10, 1.0).unwrap();
+                seen.push(gradient);
+            }
+            seen
+        };
+        run.scope.front().task_begin("a").unwrap();
+        let then = batches(&mut run, &mut state);
+        run.scope.front().task_end().unwrap();
+        run.scope.front().task_begin("b").unwrap();
+        let before = run.parameters[0].clone();
+        let mut other = 5;
+        run.step(|parameters| parameters[0].iter_mut().for_each(|x| *x += 0.5 * normal(&mut other) as f32));
+        let now = batches(&mut run, &mut state);
+        let drift: Vec<f64> =
+            run.parameters[0].iter().zip(&before).map(|(x, y)| f64::from(*x) - f64::from(*y)).collect();
+        let records = run.close();
+        let found = model(&records, kind::SECANT);
+        assert_eq!(found.iter().map(|r| r.values[3]).collect::<Vec<_>>(), [4.0, 8.0], "at the 4th and the 8th batch");
+        let last = found[1];
+        let project = |g: &Vec<f64>| g.iter().zip(&drift).map(|(g, d)| g * d).sum::<f64>();
+        let summary = |list: &[Vec<f64>]| {
+            let all: Vec<f64> = list.iter().map(project).collect();
+            let mean = all.iter().sum::<f64>() / 8.0;
+            (mean, all.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 7.0 / 8.0)
+        };
+        let squares: f64 = drift.iter().map(|d| d * d).sum();
+        let ((later, later_variance), (earlier, earlier_variance)) = (summary(&now), summary(&then));
+        // A vector of 300 is sketched exactly, so with and without budget the numbers are those of the definition: fp32
+        // rounding of 300 products, and in the sketched drift of parameters.
+        let value = (later - earlier) / squares;
+        assert!((last.values[0] / value - 1.0).abs() < 1e-5, "{} {value}", last.values[0]);
+        let error = (later_variance + earlier_variance).sqrt() / squares;
+        assert!((last.values[1] / error - 1.0).abs() < 1e-4, "{} {error}", last.values[1]);
+        assert!((last.values[2] / squares.sqrt() - 1.0).abs() < 1e-6);
+        assert_eq!(last.flags & flag::EXACT != 0, budget_bytes.is_none());
+        let exact: f64 = curvature.iter().zip(&drift).map(|(h, d)| h * d * d).sum::<f64>() / squares;
+        assert!((last.values[0] - exact).abs() < 4.0 * error, "{} ± {error}, exact {exact}", last.values[0]);
+    }
+}
+
+/// 2p batches whose covariance is known: F's eigenvalues are the curvatures that it stands in for.
+#[test]
+fn the_fisher_spectrum_of_a_reference() {
+    let (p, examples) = (8usize, 100.0);
+    let mut run = Run::new(&[p], Options::default());
+    run.scope.front().task_begin("a").unwrap();
+    let batches = 2.0 * p as f64 - 4.0;
+    for axis in 0..p - 2 {
+        for sign in [1.0, -1.0] {
+            // Two batches on each axis: variance 2a²/(batches − 1) = (axis + 1)/examples.
+            let a = ((axis + 1) as f64 / examples * (batches - 1.0) / 2.0).sqrt();
+            for k in 0..p {
+                run.gradients[0][k] = (0.7 + if k == axis { sign * a } else { 0.0 }) as f32;
+            }
+            run.scope.front().reference_add("a", examples as u64, 1.0).unwrap();
+        }
+    }
+    run.scope.front().task_end().unwrap();
+    let records = run.close();
+    let found = model(&records, kind::FISHER);
+    assert_eq!(found.iter().map(|r| r.values[7]).collect::<Vec<_>>(), [4.0, 8.0, 12.0], "milestones, and the end");
+    let values = found[2].values;
+    for (value, exact) in values.iter().zip([6.0, 5.0, 4.0, 3.0, 2.0]) {
+        // Gradients are rounded to fp32.
+        assert!((value - exact).abs() < 1e-5, "{values:?}");
+    }
+    assert!((values[5] - 21.0).abs() < 1e-4 && (values[6] - 21.0 * 21.0 / 91.0).abs() < 1e-4, "{values:?}");
+    assert_eq!(values[8], examples);
+    assert!(found.iter().all(|r| r.flags == flag::FROZEN && r.reference == 0));
+}

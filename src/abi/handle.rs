@@ -91,6 +91,7 @@ pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut
             Ok(outcome) => outcome?,
             Err(panic) => {
                 front.give_up_step();
+                front.give_up_curvature();
                 front.fault(Fault::Panic);
                 // The boundary of the function makes a status of it.
                 resume_unwind(panic);
@@ -149,6 +150,51 @@ mod tests {
         assert_eq!(status, fgs_status::FGS_OK, "the scope goes on");
         handle.into_scope().unwrap().close();
         assert_eq!(Reader::open(path).unwrap().counter(Fault::Panic as usize), count);
+    }
+
+    #[test]
+    fn a_panic_puts_moved_parameters_back() {
+        use crate::abi::tensor::fgs_dltensor;
+        use crate::scope::CurvatureSettings;
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options { ring_path: Some(directory.path().join("run.ring")), ..Options::default() };
+        let mut handle = fgs_scope::new(Some(Scope::open(options).unwrap()));
+        let (mut parameters, mut gradient, mut shape, mut id) = ([1.0f32, -2.0, 3.0, 0.5], [1.0f32; 4], [4i64], 0);
+        let before = parameters.map(f32::to_bits);
+        // SAFETY: all-zero bytes are a value of every field.
+        let mut tensor: fgs_tensor = unsafe { std::mem::zeroed() };
+        (tensor.size, tensor.magic) = (size_of::<fgs_tensor>() as u32, MAGIC);
+        (tensor.name, tensor.numel, tensor.layer_count) = (c"weight".as_ptr(), 4, 1);
+        (tensor.layer, tensor.expert, tensor.tied_to) = (-1, -1, u32::MAX);
+        let (places, read) = ([gradient.as_mut_ptr(), parameters.as_mut_ptr()], &raw const parameters);
+        // SAFETY (all calls): the handle is alive and not shared, and so is what the pointers point to.
+        assert_eq!(unsafe { fgs_register(&mut handle, &tensor, &mut id) }, fgs_status::FGS_OK);
+        for (what, data) in (0..).zip(places) {
+            // SAFETY: as above.
+            let mut bound: fgs_dltensor = unsafe { std::mem::zeroed() };
+            (bound.data, bound.device_type, bound.ndim, bound.shape) = (data.cast(), 1, 1, shape.as_mut_ptr());
+            (bound.dtype_code, bound.dtype_bits, bound.dtype_lanes) = (2, 32, 1);
+            // SAFETY: as above.
+            assert_eq!(unsafe { fgs_bind(&mut handle, id, what, &bound) }, fgs_status::FGS_OK);
+        }
+        let call = |call: &dyn Fn(&mut Front) -> Outcome<()>| {
+            // SAFETY: as above.
+            guard(|| unsafe { with_front(&handle, call) })
+        };
+        // SAFETY: as above.
+        let begin = |front: &mut Front| Ok(unsafe { front.curvature_begin("a", CurvatureSettings::default()) }?);
+        assert_eq!(call(&begin), fgs_status::FGS_OK);
+        for _ in 0..2 {
+            assert_eq!(call(&|front| Ok(front.curvature_next().map(drop)?)), fgs_status::FGS_OK);
+            assert_eq!(call(&|front| Ok(front.curvature_submit(1.0, 1.0)?)), fgs_status::FGS_OK);
+        }
+        // SAFETY: the array is alive; the library writes to it only during calls.
+        let now = || unsafe { read.read() }.map(f32::to_bits);
+        assert_ne!(now(), before, "moved");
+        PANIC.set(true);
+        assert_eq!(call(&|_| Ok(())), fgs_status::FGS_ERROR_INTERNAL);
+        assert_eq!(now(), before);
+        handle.into_scope().unwrap().close();
     }
 
     /// A drain thread of this process may be inside the algebra at the moment of the fork.

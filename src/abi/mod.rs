@@ -7,6 +7,7 @@
 
 mod boundary;
 mod catalog;
+mod curvature;
 mod handle;
 mod life;
 mod options;
@@ -20,6 +21,7 @@ mod tensor;
 mod text;
 
 pub use catalog::*;
+pub use curvature::*;
 pub use handle::fgs_scope;
 pub use life::*;
 pub use options::*;

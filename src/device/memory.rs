@@ -21,6 +21,16 @@ impl DType {
         }
     }
 
+    /// Name, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F64 => "float64",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
     /// Explicit bits of the mantissa. Data of 64 bits is measured in 32.
     pub const fn mantissa_bits(self) -> i32 {
         match self {
@@ -41,7 +51,7 @@ pub struct Memory {
 // SAFETY: a Memory is an address; it is read only inside calls during which the trainer guarantees that the buffer is
 // alive and not written to (see `Memory::new`), from whichever thread of the pool takes the work.
 unsafe impl Send for Memory {}
-// SAFETY: as above; nothing is ever written through it.
+// SAFETY: as above; nothing is ever written through it but by way of a Writable, whose maker promises that it may.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -90,6 +100,61 @@ impl Memory {
                     std::slice::from_raw_parts(source, out.len()).convert_to_f32_slice(out);
                 }
                 DType::F16 => gather(self.base.cast::<f16>(), offset, stride, out, f16::to_f32),
+            }
+        }
+    }
+}
+
+/// fp32 elements of a buffer of the trainer's that may be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writable {
+    base: *mut f32,
+}
+
+// SAFETY: an address; it is written to only inside calls during which the trainer uses the buffer in no other way (see
+// `Memory::writable`), and no element by two threads.
+unsafe impl Send for Writable {}
+// SAFETY: as above.
+unsafe impl Sync for Writable {}
+
+impl Memory {
+    /// The same buffer for writing; `None` unless it is fp32.
+    ///
+    /// # Safety
+    /// Whenever a device is handed the result together with segments, every element that the segments reach must be
+    /// writable for the length of the call, and be read or written by nobody else; and no two indices, of the same or of
+    /// different segments in one call, may be the same element.
+    pub unsafe fn writable(self) -> Option<Writable> {
+        (self.dtype == DType::F32).then_some(Writable { base: self.base.cast_mut().cast() })
+    }
+
+    /// The buffer holds the same elements, at the same place, as `other`.
+    pub fn is_at(self, other: Self) -> bool {
+        self.base == other.base
+    }
+
+    /// Addresses of the bytes from the element `low` to the end of the element `high`: where a run of elements lies.
+    pub fn bytes(self, low: i64, high: i64) -> std::ops::Range<usize> {
+        self.address_of(low) as usize..self.address_of(high) as usize + self.dtype.size()
+    }
+}
+
+impl Writable {
+    /// Writes `values`, the first at `offset`, `stride` elements apart.
+    ///
+    /// # Safety
+    /// The elements must be writable and nobody else's for now: the promise of [`Memory::writable`], and of the caller that
+    /// no other thread writes them.
+    pub(super) unsafe fn write(self, offset: i64, stride: i64, values: &[f32]) {
+        // SAFETY: the caller promises every element reached; `values` is the library's own memory.
+        unsafe {
+            let first = self.base.offset(offset as isize);
+            if stride == 1 {
+                first.copy_from_nonoverlapping(values.as_ptr(), values.len());
+            } else {
+                for (k, value) in values.iter().enumerate() {
+                    *first.offset(k as isize * stride as isize) = *value;
+                }
             }
         }
     }

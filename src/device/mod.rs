@@ -7,13 +7,15 @@
 
 pub mod cpu;
 mod memory;
+mod perturb;
 mod probe;
 mod segment;
 mod strided;
 mod sums;
 
-pub use memory::{DType, Memory};
-pub use probe::{AttentionJob, AttentionRow, AttentionSource, GatherJob, QueryKey};
+pub use memory::{DType, Memory, Writable};
+pub use perturb::{Gather, GatherJob, Perturb, ScatterJob};
+pub use probe::{AttentionJob, AttentionRow, AttentionSource, QueryKey, RowsJob};
 pub use segment::{Segment, Span};
 pub use strided::Strided;
 pub use sums::{DriftSums, GradientSums, PairSums, UpdateSums};
@@ -108,7 +110,7 @@ pub struct TaskJob<'a> {
 }
 
 /// Takes sums over the memory of one kind of device.
-pub trait Device: Send + Sync {
+pub trait Device: Perturb + Send + Sync {
     /// One fused pass over gradients: norms, inner products with references, conflicts, sketches.
     fn gradients(&self, jobs: &mut [GradientJob]);
 
@@ -119,7 +121,7 @@ pub trait Device: Send + Sync {
     fn parameters(&self, jobs: &mut [ParameterJob]);
 
     /// Copies sampled rows of a tensor.
-    fn gather(&self, job: GatherJob);
+    fn rows(&self, job: RowsJob);
 
     /// Copies or computes sampled rows of attention. Returns how far from 1 the sum of a row is at worst; NaN if a sum is
     /// not a number.

@@ -3,7 +3,7 @@
 use super::{Memory, Strided};
 
 /// Rows of a tensor that are copied as fp32, in the order given.
-pub struct GatherJob<'a> {
+pub struct RowsJob<'a> {
     pub memory: Memory,
     /// Where each row begins, in elements.
     pub rows: &'a [i64],

@@ -224,6 +224,17 @@ impl Catalog {
         reads
     }
 
+    /// What to read of one kind of data, of the tensors that `wanted` names.
+    pub fn reads_of(&self, source: Source, wanted: impl Fn(u32) -> bool) -> Vec<Option<SliceRead<'_>>> {
+        let mut reads = vec![None; self.slices.len()];
+        for (id, tensor) in (0..).zip(&self.tensors) {
+            if let Some(binding) = tensor.bound(source).filter(|_| wanted(id)) {
+                self.read(tensor, binding, &mut reads);
+            }
+        }
+        reads
+    }
+
     /// Fills in what to read of one binding, leaving out slices of which nothing is local.
     pub fn read<'a>(&self, tensor: &Tensor, binding: &'a Binding, reads: &mut [Option<SliceRead<'a>>]) {
         for (slice, segments) in tensor.slices.clone().zip(&binding.segments) {
@@ -404,6 +415,15 @@ impl Tensor {
         self.counts() && self.gradient.is_some()
     }
 
+    /// Where one kind of its data lies.
+    pub fn bound(&self, source: Source) -> Option<&Binding> {
+        match source {
+            Source::Gradient => self.gradient.as_ref(),
+            Source::Parameter => self.parameter.as_ref(),
+            Source::Master => self.master.as_ref(),
+        }
+    }
+
     /// Parameters as they are measured: the master copy if there is one.
     pub fn parameters(&self) -> Option<&Binding> {
         self.master.as_ref().or(self.parameter.as_ref())
@@ -415,6 +435,32 @@ impl Tensor {
 }
 
 impl Binding {
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// Per slice of the tensor.
+    pub fn segments(&self) -> &[Vec<Segment>] {
+        &self.segments
+    }
+
+    /// Addresses of the elements, as ranges of bytes that have gaps only where elements lie apart in both dimensions.
+    pub fn runs(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.segments.iter().flatten().flat_map(move |s| {
+            let (rows, columns) = ((s.rows, s.row_step), (s.length, s.column_step));
+            let is_transposed = s.rows > 1 && s.row_step < s.column_step;
+            let ((count, step), (length, inner)) = match () {
+                () if s.is_contiguous() => ((1, 0), (s.numel(), 1)),
+                () if is_transposed => (columns, rows),
+                () => (rows, columns),
+            };
+            (0..count as i64).map(move |k| {
+                let first = s.offset + k * step;
+                self.memory.bytes(first, first + (length as i64 - 1) * inner)
+            })
+        })
+    }
+
     /// Explicit bits of the mantissa of the bound type.
     pub fn mantissa_bits(&self) -> i32 {
         self.memory.dtype.mantissa_bits()

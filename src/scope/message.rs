@@ -3,6 +3,7 @@
 use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
 use crate::ring::Entry;
 use crate::scope::catalog::Slice;
+use crate::scope::curvature::CurvatureSums;
 use crate::scope::probe::Pass;
 use crate::scope::schema::TaskEvent;
 use std::sync::mpsc::Sender;
@@ -42,6 +43,8 @@ pub enum Message {
     /// The parameters were read at a moment that is not a sampled step.
     Moved(Box<Movement>),
     Step(Box<StepSums>),
+    /// A curvature run is complete.
+    Curvature(Box<CurvatureSums>),
     Evaluation {
         task: TaskId,
         metric: u16,
@@ -89,6 +92,29 @@ pub struct ReferenceBatch {
     pub examples: f64,
     /// Sketch of the batch gradient over the whole model.
     pub sketch: Vec<f32>,
+    /// The drift, at some batches of a reference that was refreshed.
+    pub secant: Option<Box<SecantSums>>,
+}
+
+/// The drift of a task at the moment at which its reference was refreshed.
+pub struct SecantSums {
+    /// Sketch of the drift of slices with an exact snapshot.
+    pub sketch: Vec<f32>,
+    /// fp64 sketch of the parameters of slices without; empty if there are none.
+    pub weights: Vec<f64>,
+    /// Per slice; `None` where nothing was measured.
+    pub slices: Vec<Option<SecantSlice>>,
+}
+
+/// The same of one slice.
+#[derive(Clone, Copy, Debug)]
+pub struct SecantSlice {
+    /// Elements read.
+    pub count: u64,
+    /// Σ D², where the snapshot is exact.
+    pub drift: f64,
+    /// ⟨ḡ now − ḡ then, D⟩ where everything is kept exactly.
+    pub rise: Option<f64>,
 }
 
 /// The parameters at the end of a task, for slices of which no exact snapshot is kept.

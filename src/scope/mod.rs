@@ -7,6 +7,7 @@
 
 mod analysis;
 mod catalog;
+mod curvature;
 mod drain;
 mod error;
 mod heads;
@@ -17,12 +18,14 @@ mod probe;
 mod references;
 mod schedule;
 pub mod schema;
+mod secant;
 mod shard;
 mod step;
 mod storage;
 mod task;
 
 pub use catalog::{Data, EXPERT, REPLICATED, Source, TIED, TensorSpec};
+pub use curvature::{Request as CurvatureRequest, Settings as CurvatureSettings, Want as CurvatureWant};
 pub(crate) use error::invalid;
 pub use error::{Error, Result};
 pub use heads::{HeadLayout, HeadMap};
@@ -36,6 +39,7 @@ use crate::device::Device;
 use crate::device::cpu::{Cpu, host_memory_bytes};
 use crate::ring::{Entry, Writer, WriterOptions, default_path};
 use catalog::Catalog;
+use curvature::Curvature;
 use drain::Drain;
 use message::Message;
 use movement::Before;
@@ -72,6 +76,7 @@ pub struct Front {
     /// A pass over a probe that is going on.
     probe: Option<OpenPass>,
     probe_memory: ProbeMemory,
+    curvature: Curvature,
     /// Updates that were applied so far: tells whether two moments saw the same weights.
     updates: u64,
     drain: Drain,
@@ -135,6 +140,7 @@ impl Scope {
             pending: None,
             probe: None,
             probe_memory,
+            curvature: Curvature::default(),
             updates: 0,
             drain,
         };
@@ -159,7 +165,9 @@ impl Scope {
 
     /// Publishes everything, marks the ring closed, ends the threads.
     pub fn close(self) {
-        self.front.into_inner().drain.close();
+        let mut front = self.front.into_inner();
+        front.give_up_curvature();
+        front.drain.close();
     }
 }
 
@@ -196,11 +204,14 @@ impl Front {
         if self.catalog.bind(id, source, data, shard, &self.options)? {
             self.announce(id);
         }
+        self.after_binding(source);
         Ok(())
     }
 
     pub fn unbind(&mut self, id: u32, source: Source) -> Result<()> {
-        self.catalog.unbind(id, source)
+        self.catalog.unbind(id, source)?;
+        self.after_binding(source);
+        Ok(())
     }
 
     /// How many layers a stacked buffer of this tensor holds; 1 if it stands alone.
@@ -237,11 +248,12 @@ impl Front {
 
     /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
     pub fn task_end(&mut self) -> Result<()> {
-        self.expect_idle("fgs_task_end")?;
+        self.expect_no_step("fgs_task_end")?;
         self.give_up_pass();
         let Some(task) = self.tasks.current else {
             return Err(Error::WrongPhase("fgs_task_end: no task has begun; call fgs_task_begin first".into()));
         };
+        self.give_up_curvature();
         let state = &self.tasks.list[usize::from(task)];
         let is_fresh = state.snapshot.is_some() && state.anchor == Some(self.updates);
         if self.options.snapshot_at_task_end && !is_fresh {
@@ -318,7 +330,13 @@ impl Front {
         self.drain.send(Message::Fault { code: fault as u8, step: self.step.number });
     }
 
+    /// Nothing is going on: the parameters are the trainer's, as they are between steps.
     fn expect_idle(&self, function: &str) -> Result<()> {
+        self.expect_no_step(function)?;
+        self.expect_unmoved(function)
+    }
+
+    fn expect_no_step(&self, function: &str) -> Result<()> {
         match self.step.phase {
             step::Phase::Idle => Ok(()),
             _ => Err(Error::WrongPhase(format!(

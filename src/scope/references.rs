@@ -46,6 +46,7 @@ impl Front {
         reference.count_batch();
         let batches = reference.batches;
         self.report(found);
+        let secant = self.secant(task, batch.origin, batches);
         self.drain.send(Message::Reference(Box::new(ReferenceBatch {
             task,
             step: self.step.number,
@@ -54,6 +55,7 @@ impl Front {
             batches,
             examples: examples as f64,
             sketch: batch.sketch,
+            secant,
         })));
         Ok(())
     }

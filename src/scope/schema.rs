@@ -202,10 +202,12 @@ pub enum Fault {
     ProbeLeftOut = 6,
     /// A pass over a probe was begun and not ended.
     ProbeAbandoned = 7,
+    /// A curvature run ended before it was complete; the parameters are as they were before it.
+    Curvature = 8,
 }
 
 impl Fault {
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Overrun, "sampled steps left out, evaluation was behind"),
         (Self::NonFinite, "sampled steps with NaN or infinite values"),
         (Self::Abandoned, "steps begun and not ended"),
@@ -214,6 +216,7 @@ impl Fault {
         (Self::Dropped, "references and snapshots dropped, bindings changed"),
         (Self::ProbeLeftOut, "passes over probes left out, no memory in probe_budget"),
         (Self::ProbeAbandoned, "passes over probes begun and not ended"),
+        (Self::Curvature, "curvature runs given up before they were complete"),
     ];
 }
 

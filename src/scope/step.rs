@@ -69,6 +69,7 @@ impl Front {
         }
         self.give_up_batch();
         self.give_up_pass();
+        self.give_up_curvature();
         let rerun = self.step.highest.is_some_and(|highest| step <= highest);
         self.step.highest = self.step.highest.max(Some(step));
         self.step.number = step;

@@ -19,6 +19,21 @@ impl Budget {
         self.allocate_span(Span::of(segments), elements(segments))
     }
 
+    /// Sets bytes aside. On failure nothing is taken, and the bytes that are missing are returned.
+    pub fn reserve(&mut self, bytes: u64) -> Result<(), u64> {
+        let room = self.limit.saturating_sub(self.used);
+        if bytes > room {
+            return Err(bytes - room);
+        }
+        self.used += bytes;
+        Ok(())
+    }
+
+    /// Gives back bytes that were set aside.
+    pub fn give_back(&mut self, bytes: u64) {
+        self.used -= bytes;
+    }
+
     fn allocate_span(&mut self, span: Span, elements: u64) -> Option<Exact> {
         let bytes = 4 * span.len() as u64;
         (self.used + bytes <= self.limit).then(|| {
@@ -81,6 +96,11 @@ impl Exact {
         (span, count) == (self.span, self.elements) || is_dense && self.span.contains(span)
     }
 
+    /// It holds all of a slice of so many elements.
+    pub fn is_whole(&self, elements: usize) -> bool {
+        (self.span.start, self.span.len(), self.elements) == (0, elements, elements as u64)
+    }
+
     /// Σ v² over what `segments` reach, after [`measure`](Exact::measure).
     pub fn squares_over(&self, segments: &[Segment], device: &dyn Device) -> f64 {
         let span = Span::of(segments);
@@ -114,6 +134,16 @@ mod tests {
         assert!(budget.allocate(&run(0, 5)).is_some());
         budget.release([first]);
         assert!(budget.allocate(&run(0, 20)).is_some());
+        assert!(budget.allocate(&run(0, 1)).is_none());
+    }
+
+    #[test]
+    fn bytes_are_set_aside_or_the_missing_ones_named() {
+        let mut budget = Budget::new(100);
+        assert_eq!(budget.reserve(60), Ok(()));
+        assert_eq!(budget.reserve(50), Err(10));
+        budget.give_back(20);
+        assert_eq!(budget.reserve(60), Ok(()));
         assert!(budget.allocate(&run(0, 1)).is_none());
     }
 

@@ -9,7 +9,7 @@
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2};
-use ndarray_linalg::{JobSvd, QR, SVDDC, SolveC};
+use ndarray_linalg::{EigValsh, JobSvd, QR, SVDDC, SolveC, UPLO};
 use std::cell::Cell;
 use std::ffi::{c_char, c_int};
 use std::mem::ManuallyDrop;
@@ -141,6 +141,15 @@ pub fn orthonormal(a: &Array2<f64>) -> Option<Array2<f64>> {
     a.qr().ok().map(|(q, _)| q).filter(|q| q.iter().all(|x| x.is_finite()))
 }
 
+/// Eigenvalues of a symmetric matrix in ascending order, without vectors.
+pub fn symmetric_eigenvalues(a: &Array2<f64>) -> Option<Array1<f64>> {
+    if a.iter().any(|x| !x.is_finite()) {
+        return None;
+    }
+    let _guard = lock();
+    a.eigvalsh(UPLO::Lower).ok().filter(|x| x.iter().all(|x| x.is_finite()))
+}
+
 fn finite(a: &ArrayView2<f64>) -> bool {
     a.iter().all(|x| x.is_finite())
 }
@@ -211,6 +220,13 @@ mod tests {
         assert!((x[0] - 1.0).abs() < 1e-12 && (x[1] - 2.0).abs() < 1e-12);
         assert!(solve_positive_definite(&arr2(&[[1.0, 2.0], [2.0, 1.0]]), &arr1(&[1.0, 1.0])).is_none());
         assert!(solve_positive_definite(&arr2(&[[f64::NAN]]), &arr1(&[1.0])).is_none());
+    }
+
+    #[test]
+    fn eigenvalues_of_a_reflection() {
+        let found = symmetric_eigenvalues(&arr2(&[[0.0, 1.0], [1.0, 0.0]])).unwrap();
+        assert!((found[0] + 1.0).abs() < 1e-14 && (found[1] - 1.0).abs() < 1e-14);
+        assert!(symmetric_eigenvalues(&arr2(&[[f64::INFINITY]])).is_none());
     }
 
     #[test]

@@ -60,6 +60,15 @@ int main(void)
     OK(fgs_probe_router(scope, 0, &data, 1, &stream));
     OK(fgs_probe_end(scope));
     OK(fgs_head_effect(scope, "task", 0, 0, 1.0, 1.0, NAN));
+    fgs_curvature curvature = FGS_CURVATURE_INIT;
+    fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;
+    request.want = FGS_CURVATURE_GRADIENT;
+    OK(fgs_curvature_begin(scope, &curvature));
+    /* A trainer's loop ends at once. */
+    OK(fgs_curvature_next(scope, &request));
+    CHECK(request.want == FGS_CURVATURE_DONE);
+    OK(fgs_curvature_submit(scope, 1.0, 1.0, &stream));
+    OK(fgs_curvature_end(scope));
     OK(fgs_task_end(scope));
     OK(fgs_task_end(scope));
     OK(fgs_flush(scope));

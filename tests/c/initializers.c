@@ -75,5 +75,26 @@ int main(void)
     CHECK(attention.window == 0);
     CHECK(attention.first_head == 0);
     CHECK(attention.reserved == 0);
+    const fgs_curvature curvature = FGS_CURVATURE_INIT;
+    CHECK(curvature.size == sizeof curvature);
+    CHECK(curvature.magic == FGS_MAGIC);
+    CHECK(curvature.task == NULL);
+    CHECK(curvature.lanczos_steps == 32);
+    CHECK(curvature.trace_vectors == 8);
+    CHECK(curvature.density_vectors == 1);
+    CHECK(curvature.eigenvectors == 3);
+    CHECK(curvature.path_points == 0);
+    CHECK(curvature.block_vectors == 4);
+    CHECK(curvature.blocks == NULL);
+    CHECK(curvature.block_count == 0);
+    CHECK(curvature.relative_step == 1e-3);
+    CHECK(curvature.seed == 0);
+
+    const fgs_curvature_request curvature_request = FGS_CURVATURE_REQUEST_INIT;
+    CHECK(curvature_request.size == sizeof curvature_request);
+    CHECK(curvature_request.magic == FGS_MAGIC);
+    CHECK(curvature_request.want == FGS_CURVATURE_DONE);
+    CHECK(curvature_request.index == 0);
+    CHECK(curvature_request.total == 0);
     return RESULT();
 }

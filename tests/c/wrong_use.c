@@ -116,6 +116,12 @@ static void check_null_scope(void)
     BAD(fgs_probe_router(NULL, 0, &data, 1, NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_probe_end(NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_head_effect(NULL, "task", 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NULL, "scope");
+    fgs_curvature curvature = FGS_CURVATURE_INIT;
+    fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;
+    BAD(fgs_curvature_begin(NULL, &curvature), FGS_ERROR_NULL, "scope");
+    BAD(fgs_curvature_next(NULL, &request), FGS_ERROR_NULL, "scope");
+    BAD(fgs_curvature_submit(NULL, 1.0, 1.0, &stream), FGS_ERROR_NULL, "scope");
+    BAD(fgs_curvature_end(NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_flush(NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_ring_path(NULL, &path), FGS_ERROR_NULL, "scope");
     BAD(fgs_ring_path(scope, NULL), FGS_ERROR_NULL, "path");
@@ -370,6 +376,78 @@ static void check_references(void)
     OK(fgs_bind(scope, ID, FGS_GRAD, &data));
 }
 
+/* ---- curvature: whatever is refused, the parameters are as they were ---- */
+
+static void check_curvature(void)
+{
+    static const double scales[] = {0.0, -1.0, NAN, INFINITY, -INFINITY};
+    fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT, garbage = FGS_CURVATURE_REQUEST_INIT;
+    uint32_t unknown = UNKNOWN_ID, twice[] = {ID, ID};
+    int stream;
+#define CURVATURE(change, status, word)                                                                                \
+    do {                                                                                                               \
+        fgs_curvature c = FGS_CURVATURE_INIT;                                                                          \
+        c.task = "unheard of";                                                                                         \
+        change;                                                                                                        \
+        BAD(fgs_curvature_begin(scope, &c), status, word);                                                             \
+    } while (0)
+    BAD(fgs_curvature_begin(scope, NULL), FGS_ERROR_NULL, "options");
+    CURVATURE(memset(&c, 0xab, sizeof c), FGS_ERROR_STRUCT, "FGS_CURVATURE_INIT");
+    CURVATURE(memset(&c, 0, sizeof c), FGS_ERROR_STRUCT, "FGS_CURVATURE_INIT");
+    CURVATURE(c.size -= 8, FGS_ERROR_STRUCT, "fgs_curvature.size");
+    CURVATURE(c.task = NULL, FGS_ERROR_NULL, "curvature.task");
+    CURVATURE(c.task = NOT_UTF8, FGS_ERROR_INVALID, "curvature.task");
+    CURVATURE(c.task = too_long, FGS_ERROR_INVALID, "curvature.task");
+    CURVATURE(c.task = "", FGS_ERROR_INVALID, "task");
+    CURVATURE(c.lanczos_steps = 0, FGS_ERROR_INVALID, "curvature.lanczos_steps");
+    CURVATURE(c.lanczos_steps = UINT32_MAX, FGS_ERROR_INVALID, "curvature.lanczos_steps");
+    CURVATURE(c.trace_vectors = UINT32_MAX, FGS_ERROR_INVALID, "curvature.trace_vectors");
+    CURVATURE(c.density_vectors = UINT32_MAX, FGS_ERROR_INVALID, "curvature.density_vectors");
+    CURVATURE(c.eigenvectors = UINT32_MAX, FGS_ERROR_INVALID, "curvature.eigenvectors");
+    CURVATURE(c.path_points = 1, FGS_ERROR_INVALID, "curvature.path_points");
+    CURVATURE(c.block_vectors = 0, FGS_ERROR_INVALID, "curvature.block_vectors");
+    CURVATURE(c.block_count = 1, FGS_ERROR_NULL, "curvature.blocks");
+    CURVATURE(c.block_count = UINT64_MAX, FGS_ERROR_INVALID, "curvature.block_count");
+    CURVATURE(c.block_count = 1; c.blocks = &unknown, FGS_ERROR_NOT_FOUND, "999");
+    CURVATURE(c.block_count = 2; c.blocks = twice, FGS_ERROR_INVALID, "curvature.blocks");
+    CURVATURE(c.relative_step = 0.0, FGS_ERROR_INVALID, "curvature.relative_step");
+    CURVATURE(c.relative_step = NAN, FGS_ERROR_INVALID, "curvature.relative_step");
+    CURVATURE(c.relative_step = 1.0, FGS_ERROR_INVALID, "curvature.relative_step");
+#undef CURVATURE
+    BAD(fgs_curvature_next(scope, NULL), FGS_ERROR_NULL, "request");
+    memset(&garbage, 0, sizeof garbage);
+    BAD(fgs_curvature_next(scope, &garbage), FGS_ERROR_STRUCT, "FGS_CURVATURE_REQUEST_INIT");
+    BAD(fgs_curvature_next(scope, &request), FGS_ERROR_PHASE, "fgs_curvature_begin");
+    BAD(fgs_curvature_submit(scope, 1.0, 1.0, NULL), FGS_ERROR_PHASE, "fgs_curvature_begin");
+    OK(fgs_curvature_end(scope));
+
+    fgs_curvature options = FGS_CURVATURE_INIT;
+    options.task = "first";
+    OK(fgs_step_begin(scope, 1));
+    BAD(fgs_curvature_begin(scope, &options), FGS_ERROR_PHASE, "fgs_step_end");
+    OK(fgs_step_end(scope, 0, NULL));
+    OK(fgs_bind(scope, ID, FGS_GRAD, NULL));
+    BAD(fgs_curvature_begin(scope, &options), FGS_ERROR_INVALID, "FGS_GRAD");
+    fgs_dltensor data = F32(gradient, SIZE);
+    OK(fgs_bind(scope, ID, FGS_GRAD, &data));
+
+    OK(fgs_curvature_begin(scope, &options));
+    BAD(fgs_curvature_begin(scope, &options), FGS_ERROR_PHASE, "fgs_curvature_end");
+    BAD(fgs_snapshot(scope, "first", NULL), FGS_ERROR_PHASE, "fgs_curvature_end");
+    BAD(fgs_task_begin(scope, "first"), FGS_ERROR_PHASE, "fgs_curvature_end");
+    BAD(fgs_reference_add(scope, "first", 1, 1.0, NULL), FGS_ERROR_PHASE, "fgs_curvature_end");
+    BAD(fgs_curvature_submit(scope, 1.0, 1.0, NULL), FGS_ERROR_PHASE, "fgs_curvature_next");
+    OK(fgs_curvature_next(scope, &request));
+    BAD(fgs_curvature_next(scope, &request), FGS_ERROR_PHASE, "fgs_curvature_submit");
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        BAD(fgs_curvature_submit(scope, 1.0, scales[i], NULL), FGS_ERROR_INVALID, "scale");
+    BAD(fgs_curvature_submit(scope, 1.0, 1.0, &stream), FGS_ERROR_UNSUPPORTED, "stream");
+    OK(fgs_curvature_submit(scope, 1.0, 1.0, NULL));
+    OK(fgs_curvature_next(scope, &request));
+    BAD(fgs_curvature_submit(scope, NAN, 1.0, NULL), FGS_ERROR_INVALID, "loss");
+    BAD(fgs_curvature_next(scope, &request), FGS_ERROR_PHASE, "fgs_curvature_begin");
+}
+
 static void check_reader(void)
 {
     fgs_reader *reader = (fgs_reader *)&reader;
@@ -575,6 +653,7 @@ int main(void)
     check_probe_data();
     check_reader();
     check_usable(4);
+    check_curvature();
     OK(fgs_close(scope));
     return RESULT();
 }

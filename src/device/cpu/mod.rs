@@ -7,15 +7,16 @@
 mod accumulate;
 mod attention;
 mod block;
-mod gather;
 mod gradients;
 pub mod kernels;
 mod memory_limit;
 mod parameters;
+mod perturb;
 mod pool;
+mod rows;
 mod vector;
 
-use crate::device::{AccumulateJob, AttentionJob, Device, GatherJob, GradientJob, ParameterJob};
+use crate::device::{AccumulateJob, AttentionJob, Device, GradientJob, ParameterJob, RowsJob};
 use crate::sketch::{CHUNK, Layout};
 use block::{Block, Staging};
 use kernels::{Kernels, normalizer};
@@ -77,8 +78,8 @@ impl Device for Cpu {
         parameters::run(self, jobs);
     }
 
-    fn gather(&self, job: GatherJob) {
-        gather::run(self, job);
+    fn rows(&self, job: RowsJob) {
+        rows::run(self, job);
     }
 
     fn attention(&self, job: AttentionJob) -> f32 {

@@ -4,11 +4,14 @@
 //! the window of the latest gradients, and the evaluations; it never touches the trainer's memory.
 
 mod corrected;
+mod curvature;
+mod fisher;
 mod gradients;
 mod outcomes;
 mod probes;
 mod publisher;
 mod rollup;
+mod secant;
 mod sketches;
 mod weights;
 mod window;
@@ -17,8 +20,10 @@ use super::Options;
 use super::catalog::Slice;
 use super::message::{Message, Movement, Origin, ReferenceBatch, SnapshotSketch, StepSums, TaskId};
 use super::schema::{TaskEvent, flag, kind};
+use super::secant::is_milestone;
 use crate::ring::{Record, Writer};
 use crate::sketch::algebra::dot;
+use curvature::Landscape;
 use outcomes::OutcomeTable;
 use probes::Probes;
 use publisher::Publisher;
@@ -56,6 +61,8 @@ struct TaskState {
     /// Σ⟨g_A(θ_t), Δθ_t⟩ since the snapshot, and the number of steps it was summed over.
     path: f64,
     path_steps: u64,
+    /// The loss landscape at its base.
+    landscape: Option<Landscape>,
 }
 
 /// The reference that is used for a task, and the flag that says which it is.
@@ -68,6 +75,10 @@ fn active(state: &mut TaskState, origin: Option<Origin>) -> Option<(&mut Batches
         Some(Origin::Frozen) => state.frozen.as_mut().map(|batches| (batches, flag::FROZEN)),
         None => state.trailing.as_mut().map(|batches| (batches, flag::TRAILING)),
     }
+}
+
+fn exact_flag(exact: u32, slices: u32) -> u32 {
+    if exact == slices { flag::EXACT } else { 0 }
 }
 
 impl Analysis {
@@ -115,6 +126,7 @@ impl Analysis {
             Message::Task { task, event, step } => self.task_event(task, event, step),
             Message::Reference(batch) => self.reference(*batch),
             Message::Snapshot(snapshot) => self.snapshot(*snapshot),
+            Message::Curvature(sums) => self.curvature(&sums),
             Message::Moved(mut movement) => self.moved(&mut movement),
             Message::Evaluation { task, metric, value, step } => {
                 self.outcomes.record(&mut self.publisher, task, metric, value, step);
@@ -156,6 +168,7 @@ impl Analysis {
             }
             TaskEvent::End => {
                 self.corrected_cosines(step);
+                self.fisher_at_end(task, step);
                 self.outcomes.train(None);
                 let state = self.tasks.entry(task).or_default();
                 // A reference by sampling is all that a trainer who gives none can have.
@@ -187,8 +200,16 @@ impl Analysis {
         if batch.first {
             *slot = None;
         }
-        slot.get_or_insert_default().add(batch.sketch, batch.examples, self.buckets);
+        let batches = slot.get_or_insert_default();
+        batches.add(batch.sketch, batch.examples, self.buckets);
+        let is_looked_at = batches.extend_gram() && is_milestone(batches.list().len() as u32);
         self.publish_event(batch.task, TaskEvent::Reference, f64::from(batch.batches), batch.step);
+        if is_looked_at {
+            self.fisher(batch.task, batch.origin, batch.step);
+        }
+        if let Some(secant) = batch.secant {
+            self.secant(batch.task, *secant, batch.step);
+        }
     }
 
     fn snapshot(&mut self, mut snapshot: SnapshotSketch) {

@@ -2,6 +2,7 @@
 
 use crate::scope::catalog::Slice;
 use crate::sketch::algebra::{add_scaled, dot, norm2};
+use ndarray::Array2;
 
 /// Batches of a reference whose sketches are kept one by one. More than these gain little.
 const BATCHES: usize = 64;
@@ -15,6 +16,8 @@ pub struct Batches {
     /// Mean number of loss terms per batch; 0: unknown.
     pub examples: f64,
     spread: Option<Spread>,
+    /// Per kept batch: its inner products with those before it and with itself.
+    gram: Vec<Vec<f64>>,
 }
 
 /// What is derived from the batches, per slice.
@@ -45,6 +48,21 @@ impl Batches {
         if self.list.len() < BATCHES {
             self.list.push(sketch);
         }
+    }
+
+    /// Takes the inner products of the latest batch, so that their cost is spread over the batches. Returns whether it was
+    /// kept, and so new.
+    pub fn extend_gram(&mut self) -> bool {
+        let row = self.gram.len();
+        let batch = self.list.get(row);
+        let products = batch.map(|batch| self.list[..=row].iter().map(|other| dot(batch, other)).collect());
+        products.map(|products| self.gram.push(products)).is_some()
+    }
+
+    /// Inner products of all kept batches.
+    pub fn gram(&self) -> Array2<f64> {
+        let n = self.gram.len();
+        Array2::from_shape_fn((n, n), |(i, j)| self.gram[i.max(j)][i.min(j)])
     }
 
     /// Batches from sketches that are there already.

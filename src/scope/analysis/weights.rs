@@ -1,7 +1,7 @@
 //! From a step's parameter sums: the update, its alignment with references, drift, predicted loss change.
 
 use super::rollup::Subject;
-use super::{Analysis, active};
+use super::{Analysis, active, exact_flag};
 use crate::device::UpdateSums;
 use crate::ring::Record;
 use crate::scope::message::{ReferenceStep, StepSums, UpdateStep};
@@ -47,10 +47,6 @@ struct Drift {
     non_finite: u64,
     /// Variance that sketching adds to `first_order`.
     first_order_variance: f64,
-}
-
-fn exact_flag(exact: u32, slices: u32) -> u32 {
-    if exact == slices { flag::EXACT } else { 0 }
 }
 
 fn non_finite_flag(count: u64) -> u32 {

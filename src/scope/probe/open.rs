@@ -4,7 +4,7 @@ use super::attention::Attention;
 use super::memory::ProbeMemory;
 use super::pass::{AttentionPass, LayerPass, OutputsPass, Pass, RouterPass};
 use super::sampling::{Token, choose};
-use crate::device::{AttentionJob, AttentionRow, Device, GatherJob, Strided};
+use crate::device::{AttentionJob, AttentionRow, Device, RowsJob, Strided};
 use crate::scope::{Options, Result, error::invalid};
 use crate::stats::attention::Rows;
 use ndarray::Array2;
@@ -197,7 +197,7 @@ impl OpenPass {
             let mut weights = Array2::zeros((rows.len(), total as usize));
             if let Some(out) = weights.as_slice_mut() {
                 let (length, step) = (total as usize, view.strides()[1]);
-                device.gather(GatherJob { memory: view.memory, rows: &rows, runs: 1, run_step: 0, length, step, out });
+                device.rows(RowsJob { memory: view.memory, rows: &rows, runs: 1, run_step: 0, length, step, out });
             }
             layer_pass.projection = Some(weights);
         }
@@ -355,5 +355,5 @@ fn copy(grown: &mut Grown, tokens: &[Token], view: &Strided, device: &dyn Device
     let start = grown.values.len();
     grown.values.resize(start + rows.len() * grown.width, 0.0);
     let out = &mut grown.values[start..];
-    device.gather(GatherJob { memory: view.memory, rows: &rows, runs, run_step, length, step, out });
+    device.rows(RowsJob { memory: view.memory, rows: &rows, runs, run_step, length, step, out });
 }

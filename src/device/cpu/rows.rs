@@ -1,15 +1,15 @@
 //! Copies sampled rows of a tensor: what a probe keeps of hidden states, head outputs, logits.
 
 use super::Cpu;
-use crate::device::GatherJob;
+use crate::device::RowsJob;
 use rayon::prelude::*;
 
 /// Rows copied by one thread at a time: enough to outweigh handing them out.
 const ROWS: usize = 16;
 
 /// Copies every row, converted to fp32. Cost: one read and one write of the rows.
-pub(super) fn run(cpu: &Cpu, job: GatherJob<'_>) {
-    let GatherJob { memory, rows, runs, run_step, length, step, out } = job;
+pub(super) fn run(cpu: &Cpu, job: RowsJob<'_>) {
+    let RowsJob { memory, rows, runs, run_step, length, step, out } = job;
     let width = runs * length;
     debug_assert_eq!(out.len(), rows.len() * width);
     if width == 0 {
