@@ -27,9 +27,10 @@ class Examiner {
     const double tasks = static_cast<double>(o.tasks.size()), pairs = tasks * (tasks - 1) / 2;
     const double looks = o.probe_every > 0 ? (o.steps - 1) / o.probe_every : 0;
     const double continued = (tasks - 1) * o.null_runs;
+    const double gradients = 103 * (pairs + tasks);  // at most, and the losses of a path
     const double heads = o.patch_batches * (1.0 + o.model.layers * o.model.heads);
     return o.probe_batches * (tasks * tasks + pairs * looks + 2 * continued) +
-           continued * o.null_steps * 3.0 * o.accumulate + pairs * heads;
+           continued * o.null_steps * 3.0 * o.accumulate + pairs * heads + o.curvature_batches * 3.0 * gradients;
   }
 
   // One forward run over the probe of task t. `continued`: steps that the task itself was trained on since its base.
@@ -60,6 +61,31 @@ class Examiner {
       }
     }
     check(fgs_probe_end(scope));
+  }
+
+  // The loss landscape of task t on the same batches every time: forgetscope moves the weights and says what it wants to
+  // know there, and puts them back.
+  void fgs_landscape(fgs_scope* scope, std::size_t t) {
+    if (options_.curvature_batches == 0) return;
+    const std::vector<Batch> batches =
+        tasks_[t].held_out_batches(options_.curvature_batches, model_.shape().sequences);
+    fgs_curvature options = FGS_CURVATURE_INIT;
+    fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;
+    options.task = tasks_[t].name().c_str(), options.path_points = 9;
+    check(fgs_curvature_begin(scope, &options));
+    while (fgs_curvature_next(scope, &request) == FGS_OK && request.want != FGS_CURVATURE_DONE) {
+      const bool gradient = request.want == FGS_CURVATURE_GRADIENT;
+      const float share = 1.0f / static_cast<float>(batches.size());
+      double loss = 0;
+      if (gradient) model_.zero_gradients();
+      for (const Batch& batch : batches) {
+        loss += model_.forward(batch).loss * share;
+        if (gradient) model_.backward(batch, share);
+        progress_.passed(gradient ? 3 : 1);
+      }
+      check(fgs_curvature_submit(scope, loss, 1.0, nullptr));
+    }
+    check(fgs_curvature_end(scope));
   }
 
   // Weights at the end of task t: what heads are put back to.

@@ -114,6 +114,7 @@ class Trainer {
     for (std::size_t other = 0; other < tasks_.size(); ++other)
       if (other != t) examiner_->fgs_pass(fgs_scope_, other);
     if (t + 1 < tasks_.size()) continue_training(t);
+    for (std::size_t known = 0; known <= t; ++known) examiner_->fgs_landscape(fgs_scope_, known);
     for (std::size_t earlier = 0; earlier < t; ++earlier) examiner_->fgs_put_heads_back(fgs_scope_, earlier);
   }
 

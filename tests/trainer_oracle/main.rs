@@ -70,7 +70,7 @@ impl Trainer {
         command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/trainer"));
         command.args("--task layers=layers.hpp --task model=model.cpp --task tests=test_gradients.cpp".split(' '));
         command.args("--steps 30 --batch 4 --context 32 --width 64 --heads 4 --layers 2".split(' '));
-        command.args("--eval-every 10 --eval-batches 2 --final-eval-batches 2 --reference-batches 12".split(' '));
+        command.args("--eval-every 10 --eval-batches 2 --final-eval-batches 2 --reference-batches 12 --probe-batches 2 --null-runs 1 --null-steps 4".split(' '));
         command.arg("--losses").arg(&losses).args(arguments).env("FGS_EVERY", "3");
         run(command.env("FGS_RING", self.path(&format!("{name}.ring"))).envs(variables.iter().copied()));
         std::fs::read_to_string(losses).unwrap()
@@ -105,6 +105,8 @@ fn subject(record: &Record) -> Option<Subject> {
         level::ROLE => Subject::Role(Role::from_number(record.slice).unwrap().name()),
         level::LAYER => Subject::Layer(record.slice as usize),
         level::MODEL => Subject::Model,
+        // Of probes, which tests/python has oracles for.
+        level::ATTENTION_HEAD => return None,
         other => panic!("level {other}"),
     })
 }
