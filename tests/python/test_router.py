@@ -1,9 +1,11 @@
 """A router of a mixture of experts: a tiny one, moved."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fgs import Scope
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, hypergeom
 
@@ -67,3 +69,52 @@ def test_load_null(oracle, rng):
     error = values.std(ddof=1) / np.sqrt(draws)
     oracle("router load KL, null, in standard errors of 60 draws", "simulation", values.mean() / error,
            found[0]["load_divergence_null"] / error, 4.0, "a mean within four standard errors")
+
+
+def test_tiny_mixture_of_experts(oracle, rng):
+    """A real one: four linear experts, softmax router, top 1, trained on one task and then on another that needs other experts."""
+    d, experts, n = 6, 4, 512
+
+    def task(shift):
+        x = rng.normal(size=(n, d)) + shift
+        return jnp.asarray(x), jnp.asarray(np.tanh(x @ rng.normal(size=(d, 3))))
+
+    tasks = [task(np.eye(d)[0] * 2), task(-np.eye(d)[0] * 2)]
+
+    def forward(p, x):
+        logits = x @ p["router"]
+        gate = jax.nn.softmax(logits)
+        chosen = jax.nn.one_hot(logits.argmax(1), experts)
+        return jnp.einsum("ne,nde->nd", gate * chosen, jnp.einsum("nk,ekd->nde", x, p["experts"])), logits
+
+    loss = jax.jit(jax.value_and_grad(lambda p, x, y: ((forward(p, x)[0] - y) ** 2).mean()))
+    p = {"router": jnp.asarray(rng.normal(size=(d, experts)) * 0.3), "experts": jnp.asarray(rng.normal(size=(experts, d, 3)) * 0.3)}
+
+    def train(p, x, y):
+        for _ in range(150):
+            p = jax.tree.map(lambda w, g: w - 0.3 * g, p, loss(p, x, y)[1])
+        return p
+
+    def look(scope):
+        logits = np.asarray(forward(p, tasks[0][0])[1], np.float32)
+        scope.probe("A")
+        scope.batch(n, 1)
+        scope.probe_router(0, logits, 1, None)
+        scope.probe_end()
+        return logits.astype(float)
+
+    with Scope(FGS_PROBE_TOKENS="4096") as scope:
+        scope.task_begin("A")
+        p = train(p, *tasks[0])
+        before = look(scope)
+        scope.task_end()
+        scope.task_begin("B")
+        p = train(p, *tasks[1])
+        after = look(scope)
+        found = scope.records("router")[-1]
+    a, b = softmax(before, 1), softmax(after, 1)
+    oracle("router KL of a trained mixture of experts", "scipy.stats.entropy", found["divergence"], entropy(a, b, axis=1).mean(), 1e-10,
+           FP64)
+    same = (before.argmax(1) == after.argmax(1)).mean()
+    oracle("router Jaccard of a trained mixture of experts", "NumPy, top 1", found["jaccard"], same, 1e-12, "counts")
+    assert found["divergence"] > 0 and same < 1, "training on the other task moved the router"
