@@ -3,6 +3,8 @@
 //! - the fused pass over gradients, against reading the same bytes with the same threads and doing nothing;
 //! - the same numbers from NumPy, one tensor after another, as a script would take them;
 //! - a step that is not sampled, through the C ABI;
+//! - a probe's hidden states on the trainer's thread, against a plain copy of the same rows;
+//! - what the drain thread then does with a layer of it;
 //! - publishing a record.
 //!
 //! Timings on a shared machine wander by several per cent; every figure is the best of several interleaved rounds, so
@@ -13,6 +15,7 @@ use forgetscope::device::cpu::Cpu;
 use forgetscope::device::{DType, Device, GradientJob, GradientSums, Kept, Memory, PairSums, Segment, SliceRead, Span};
 use forgetscope::ring::{Record, Writer, WriterOptions};
 use forgetscope::sketch::Layout;
+use forgetscope::stats::{representation, sample::Sample, subspace};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -30,6 +33,8 @@ fn main() {
     fused_pass(threads, &mut report);
     numpy(&mut report);
     unsampled_step(&mut report);
+    probe(&mut report);
+    algebra(&mut report);
     publish(&mut report);
     report.finish();
 }
@@ -229,12 +234,9 @@ fn numpy(report: &mut Report) {
     report.add("  NumPy takes so many times as long", peer / ours, "");
 }
 
-/// A step that is not sampled: the three calls of a trainer, with 200 tensors registered and bound.
-fn unsampled_step(report: &mut Report) {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("bench.ring");
-    let path = std::ffi::CString::new(path.to_str().expect("UTF-8")).expect("no NUL");
-    let options = fgs_options {
+/// Options with a ring of its own in which no step is sampled.
+fn options(path: &std::ffi::CStr) -> fgs_options {
+    fgs_options {
         size: size_of::<fgs_options>() as u32,
         magic: 0x3153_4746,
         run: std::ptr::null(),
@@ -253,7 +255,15 @@ fn unsampled_step(report: &mut Report) {
         sketch_head: u32::MAX,
         sketch_matrix: u32::MAX,
         window: u32::MAX,
-    };
+    }
+}
+
+/// A step that is not sampled: the three calls of a trainer, with 200 tensors registered and bound.
+fn unsampled_step(report: &mut Report) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("bench.ring");
+    let path = std::ffi::CString::new(path.to_str().expect("UTF-8")).expect("no NUL");
+    let options = options(&path);
     let mut scope = std::ptr::null_mut();
     // SAFETY: initialised options, a place for the handle; the scope is open until the end of the block.
     unsafe {
@@ -286,4 +296,101 @@ fn publish(report: &mut Report) {
         }
     })])[0];
     report.add("publishing a record", seconds / RECORDS as f64 * 1e9, "ns");
+}
+
+/// Layers, sampled tokens and width of a probe; 16 tokens a sequence, of which four are taken.
+const LAYERS: u32 = 32;
+const TOKENS: usize = 1024;
+const WIDTH: usize = 4096;
+const LENGTH: usize = 16;
+
+/// Hidden states of all layers, handed over from one buffer that is used again, as trainers do.
+fn probe(report: &mut Report) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let text =
+        |path: std::path::PathBuf| std::ffi::CString::new(path.into_os_string().into_encoded_bytes()).expect("a path");
+    let ring = text(directory.path().join("probe.ring"));
+    let options = options(&ring);
+    // SAFETY: no other thread is running.
+    unsafe { std::env::set_var("FGS_PROBE_BUDGET", "0.5") };
+    let sequences = TOKENS / 4;
+    let hidden: Vec<f32> = (0..sequences * LENGTH * WIDTH).map(|k| ((k * 2_654_435_761) >> 8) as f32 * 1e-9).collect();
+    let mut shape = [sequences as i64, LENGTH as i64, WIDTH as i64];
+    let tensor = fgs_dltensor {
+        data: hidden.as_ptr().cast_mut().cast(),
+        device_type: 1,
+        device_id: 0,
+        ndim: 3,
+        dtype_code: 2,
+        dtype_bits: 32,
+        dtype_lanes: 1,
+        shape: shape.as_mut_ptr(),
+        strides: std::ptr::null_mut(),
+        byte_offset: 0,
+    };
+    let ok = |status| assert_eq!(status, fgs_status::FGS_OK);
+    let task = c"task";
+    let described = fgs_probe {
+        size: size_of::<fgs_probe>() as u32,
+        magic: 0x3153_4746,
+        task: task.as_ptr(),
+        continued_updates: u64::MAX,
+        flags: 0,
+        reserved: 0,
+    };
+    let (mut handed_over, mut copied) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..3 {
+        let mut scope = std::ptr::null_mut();
+        // SAFETY (all calls): the scope is open, and everything that pointers point to is alive.
+        ok(unsafe { fgs_open(&options, &mut scope) });
+        ok(unsafe { fgs_probe_begin(scope, &described) });
+        ok(unsafe { fgs_probe_batch(scope, sequences as u64, LENGTH as u64, std::ptr::null(), 0) });
+        let mut layer = 0;
+        handed_over = handed_over.min(time(&mut || {
+            while layer < LAYERS {
+                ok(unsafe { fgs_probe_hidden(scope, layer, &tensor, std::ptr::null_mut()) });
+                layer += 1;
+            }
+        }));
+        // The pass is given up: its algebra is not what is measured here.
+        ok(unsafe { fgs_close(scope) });
+        let _ = std::fs::remove_file(directory.path().join("probe.ring"));
+        copied = copied.min(time(&mut || {
+            // All kept, as the library keeps them: memory that is used again would be faster for both.
+            let mut copies = Vec::new();
+            for _ in 0..LAYERS {
+                let mut copy: Vec<f32> = Vec::with_capacity(TOKENS * WIDTH);
+                for row in 0..TOKENS {
+                    let start = row * LENGTH / 4 * WIDTH;
+                    copy.extend_from_slice(&hidden[start..start + WIDTH]);
+                }
+                copies.push(copy);
+            }
+            black_box(copies);
+        }));
+    }
+    report.add("probe, 32 layers of 1024 x 4096: handed over", 1e3 * handed_over, "ms");
+    report.add("the same rows copied on one thread into fresh memory", 1e3 * copied, "ms");
+    report.add("handed over, share of the plain copy's time", handed_over / copied, "");
+}
+
+/// The drain thread's work on one layer of the same size.
+fn algebra(report: &mut Report) {
+    let value =
+        |(row, column): (usize, usize)| ((row * 40_503 + column * 2_654_435_761) % 10_007) as f32 / 5_003.0 - 1.0;
+    let rows = ndarray::Array2::from_shape_fn((TOKENS, WIDTH), value);
+    let sequences: Vec<u32> = (0..TOKENS as u32 / 4).flat_map(|sequence| [sequence; 4]).collect();
+    let mut sample = None;
+    let reduce = time(&mut || sample = Some(Sample::new(&rows, &[TOKENS], &sequences, 10)));
+    let Some(sample) = sample else { return };
+    let compare = time(&mut || {
+        black_box(representation::compare(&sample, &sample));
+        black_box(subspace::subspace(&sample, &sample));
+    });
+    let null = time(&mut || {
+        black_box(subspace::halves(&sample, subspace::SPLITS));
+    });
+    report.add("drain thread, a layer of 1024 x 4096: reduced", reduce, "s");
+    report.add("drain thread, the layer against its base", compare, "s");
+    report.add("drain thread, the null of angles, at the base only", null, "s");
 }

@@ -353,7 +353,13 @@ fn copy(grown: &mut Grown, tokens: &[Token], view: &Strided, device: &dyn Device
     };
     let rows: Vec<i64> = tokens.iter().map(|token| view.offset(&[token.sequence, token.position])).collect();
     let start = grown.values.len();
-    grown.values.resize(start + rows.len() * grown.width, 0.0);
+    let end = start + rows.len() * grown.width;
+    if start == 0 {
+        // Pages that come zeroed from the system are not written twice.
+        grown.values = vec![0.0; end];
+    } else {
+        grown.values.resize(end, 0.0);
+    }
     let out = &mut grown.values[start..];
     device.rows(RowsJob { memory: view.memory, rows: &rows, runs, run_step, length, step, out });
 }
