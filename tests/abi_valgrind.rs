@@ -32,6 +32,12 @@ fn views() {
     check("dtypes");
 }
 
+/// Activations are lent for the length of a call, and end where their shapes say.
+#[test]
+fn probes() {
+    check("probe");
+}
+
 /// Parameters are written to, and nothing beside them.
 #[test]
 fn curvature() {

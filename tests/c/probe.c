@@ -8,10 +8,23 @@ enum {
     LAYERS = 2, BATCHES = 2
 };
 
-/* One layer's activations: used again for every layer, batch and pass. */
-static float hidden[TOKENS * WIDTH], outputs[TOKENS * WIDTH], logits[TOKENS * EXPERTS];
-static float query[TOKENS * WIDTH], key[TOKENS * WIDTH], probabilities[SEQUENCES * HEADS * LENGTH * LENGTH];
+/* One layer's activations: they live from its forward pass to the end of its calls, and no longer. */
+static float *hidden, *outputs, *logits, *query, *key, *probabilities;
 static float projection[WIDTH * WIDTH];
+
+static float *activations(size_t count, uint32_t seed)
+{
+    float *values = (float *)malloc(count * sizeof *values);
+    fill(values, count, seed);
+    return values;
+}
+
+static void forget(void)
+{
+    float *all[] = {hidden, outputs, logits, query, key, probabilities};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
 
 /* Causal softmax of query and key, as a trainer would store it. */
 static void attend(void)
@@ -35,11 +48,12 @@ static void attend(void)
 static void forward(int layer, int batch, float shift, float head_0, float head_1)
 {
     uint32_t seed = 100 * (uint32_t)layer + 10 * (uint32_t)batch;
-    fill(hidden, TOKENS * WIDTH, seed + 1);
-    fill(outputs, TOKENS * WIDTH, seed + 2);
-    fill(logits, TOKENS * EXPERTS, seed + 3);
-    fill(query, TOKENS * WIDTH, seed + 4);
-    fill(key, TOKENS * WIDTH, seed + 5);
+    hidden = activations(TOKENS * WIDTH, seed + 1);
+    outputs = activations(TOKENS * WIDTH, seed + 2);
+    logits = activations(TOKENS * EXPERTS, seed + 3);
+    query = activations(TOKENS * WIDTH, seed + 4);
+    key = activations(TOKENS * WIDTH, seed + 5);
+    probabilities = activations(SEQUENCES * HEADS * LENGTH * LENGTH, seed + 6);
     for (int i = 0; i < TOKENS * WIDTH; i++) {
         hidden[i] += shift;
         outputs[i] *= i % WIDTH < SIZE ? head_0 : head_1;
@@ -76,9 +90,7 @@ static void pass(fgs_scope *scope, uint64_t continued, float shift, float head_0
             OK(fgs_probe_head_output(scope, (uint32_t)layer, HEADS, 0, &o, &w, NULL));
             OK(fgs_probe_router(scope, (uint32_t)layer, &r, 2, NULL));
             /* All reading was over when the calls returned. */
-            memset(hidden, 0xff, sizeof hidden);
-            memset(outputs, 0xff, sizeof outputs);
-            memset(probabilities, 0xff, sizeof probabilities);
+            forget();
         }
     }
     OK(fgs_probe_end(scope));
