@@ -22,6 +22,9 @@ class Examiner {
   Examiner(Model<float>& model, const std::vector<Corpus>& tasks, const Options& options, Progress& progress)
       : model_(model), tasks_(tasks), options_(options), progress_(progress), kept_(tasks.size()) {}
 
+  // Times that the probe is looked at while a task is trained on.
+  static constexpr int null_passes = 3;
+
   // Forward passes that all of it takes, for the progress line.
   static double passes_planned(const Options& o) {
     const double tasks = static_cast<double>(o.tasks.size()), pairs = tasks * (tasks - 1) / 2;
@@ -29,15 +32,16 @@ class Examiner {
     const double continued = (tasks - 1) * o.null_runs;
     const double gradients = 103 * (pairs + tasks);  // at most, and the losses of a path
     const double heads = o.patch_batches * (1.0 + o.model.layers * o.model.heads);
-    return o.probe_batches * (tasks * tasks + pairs * looks + 2 * continued) +
+    return o.probe_batches * (tasks * tasks + pairs * looks + null_passes * continued) +
            continued * o.null_steps * 3.0 * o.accumulate + pairs * heads + o.curvature_batches * 3.0 * gradients;
   }
 
-  // One forward run over the probe of task t. `continued`: steps that the task itself was trained on since its base.
-  void fgs_pass(fgs_scope* scope, std::size_t t, std::uint64_t continued = FGS_UNSET_U64) {
+  // One forward run over the probe of task t. `continued`: steps that the task itself was trained on since its base, in
+  // the `run` of that number.
+  void fgs_pass(fgs_scope* scope, std::size_t t, std::uint64_t continued = FGS_UNSET_U64, std::uint32_t run = 0) {
     if (options_.probe_batches == 0) return;
     fgs_probe probe = FGS_PROBE_INIT;
-    probe.task = tasks_[t].name().c_str(), probe.continued_updates = continued;
+    probe.task = tasks_[t].name().c_str(), probe.continued_updates = continued, probe.run = run;
     check(fgs_probe_begin(scope, &probe));
     const ModelShape& shape = model_.shape();
     const std::int64_t width = shape.width, heads = shape.heads;

@@ -131,8 +131,8 @@ class Trainer {
         const auto& parameters = model_.parameters();
         scale_gradients(parameters, clip_scale(gradient_norm(parameters), options_.clip));
         optimizer_.step(parameters, rate(step));
-        if (step == options_.null_steps / 2 || step == options_.null_steps)
-          examiner_->fgs_pass(fgs_scope_, t, step);
+        if (step * Examiner::null_passes / options_.null_steps > (step - 1) * Examiner::null_passes / options_.null_steps)
+          examiner_->fgs_pass(fgs_scope_, t, step, run);
       }
       model_.set_values(values);
       optimizer_ = optimizer;

@@ -36,8 +36,8 @@ struct Options {
   // What is looked at besides steps, all with forgetscope only.
   int probe_every = 50;        // steps between looks at earlier tasks' probes; 0: only at ends of tasks
   int probe_batches = 8;       // held-out batches of a probe; 0: no probes
-  int null_runs = 3;           // times that a task is trained on for a while, to see what change is usual
-  int null_steps = 40;         // steps of each
+  int null_runs = 2;           // times that a task is trained on for a while, to see what change is usual
+  int null_steps = 150;        // steps of each; beyond them the usual change is extrapolated
   int curvature_batches = 1;   // held-out batches whose loss landscape is looked at; 0: none
   int patch_batches = 4;       // held-out batches for putting heads back; 0: they are not
   std::uint64_t seed = 1;

@@ -90,8 +90,7 @@ pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut
         match catch_unwind(call) {
             Ok(outcome) => outcome?,
             Err(panic) => {
-                front.give_up_step();
-                front.give_up_curvature();
+                front.give_up_everything();
                 front.fault(Fault::Panic);
                 // The boundary of the function makes a status of it.
                 resume_unwind(panic);

@@ -7,7 +7,7 @@ use super::step::check_stream;
 use super::tensor::{fgs_dltensor, host_tensor};
 use super::text::{check_struct, required};
 use crate::device::{AttentionSource, QueryKey, Strided};
-use crate::scope::{Attention, HeadEffect, Mask};
+use crate::scope::{Attention, HeadEffect, Mask, Outputs};
 use std::ffi::{c_char, c_void};
 
 /// Bits of `fgs_probe.flags`.
@@ -34,8 +34,9 @@ pub struct fgs_probe {
     pub continued_updates: u64,
     /// Bits of fgs_probe_flag.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// With continued_updates: which of several runs of such updates the pass belongs to. Passes of one run see the same
+    /// batches and are not independent; changes are judged by what differs between runs, so there must be two or more.
+    pub run: u32,
 }
 
 /// Which keys a query sees.
@@ -133,7 +134,7 @@ pub unsafe extern "C" fn fgs_probe_begin(scope: *mut fgs_scope, probe: *const fg
                     let text = format!("probe.flags: {:#x} has bits that are no fgs_probe_flag", probe.flags);
                     return Err(Failure::invalid(text));
                 }
-                let continued = (probe.continued_updates != u64::MAX).then_some(probe.continued_updates);
+                let continued = (probe.continued_updates != u64::MAX).then_some((probe.continued_updates, probe.run));
                 Ok(front.probe_begin(required(probe.task, "probe.task")?, continued, probe.flags & base != 0)?)
             })
         }
@@ -232,6 +233,9 @@ pub unsafe extern "C" fn fgs_probe_attention(
 /// # Safety
 /// The tensors of `given` as for [`strided`].
 unsafe fn convert(given: &fgs_attention) -> Outcome<Attention> {
+    if given.reserved != 0 {
+        return Err(Failure::invalid(format!("attention.reserved: {} is not 0", given.reserved)));
+    }
     let mask = match given.mask {
         0 => Mask::None,
         1 => Mask::Causal,
@@ -258,6 +262,9 @@ unsafe fn convert(given: &fgs_attention) -> Outcome<Attention> {
             let scale = if given.scale == 0.0 { 1.0 / width.sqrt() } else { given.scale };
             let group = (heads(&query) / heads(&key).max(1)).max(1);
             let (scale, softcap) = (scale as f32, given.softcap as f32);
+            if softcap == 0.0 && given.softcap != 0.0 {
+                return Err(Failure::invalid(format!("attention.softcap: {} is 0 in float32", given.softcap)));
+            }
             AttentionSource::QueryKey(QueryKey { query, key, log_sum_exp, scale, softcap, group })
         }
         (true, true) => return Err(Failure::null("attention.probabilities")),
@@ -298,7 +305,8 @@ pub unsafe extern "C" fn fgs_probe_head_output(
                 check_layer(layer)?;
                 let outputs = strided(outputs, "outputs")?;
                 let projection = optional_strided(projection, "projection")?;
-                Ok(front.probe_head_output(layer, head_count, first_head, outputs, projection)?)
+                let outputs = Outputs { heads: head_count, first_head, outputs, projection };
+                Ok(front.probe_head_output(layer, outputs)?)
             })
         }
     })
@@ -368,11 +376,19 @@ pub unsafe extern "C" fn fgs_head_effect(
         unsafe {
             with_front(scope, |front| {
                 check_layer(layer)?;
+                check_head(head)?;
                 let effect = HeadEffect { task: 0, step: 0, layer, head, loss, restored: loss_restored, error };
                 Ok(front.head_effect(required(task, "task")?, effect)?)
             })
         }
     })
+}
+
+fn check_head(head: u32) -> Outcome<()> {
+    if head < 1 << 16 {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!("head: {head} is not below 65536")))
 }
 
 /// Layers and heads share a 32-bit field of a record.

@@ -269,8 +269,12 @@ impl Catalog {
         if *shard != Shard::whole(tensor.spec.numel) {
             return None;
         }
-        // A contiguous matrix is a single row of the view.
-        let row_step = if view.rows == rows { view.row_step } else { cols as i64 * view.col_step };
+        // A matrix without gaps is a single row of the view; one with gaps inside its rows has other rows than the view.
+        let row_step = match view.rows {
+            1 => cols as i64 * view.col_step,
+            found if found == rows => view.row_step,
+            _ => return None,
+        };
         let matrix = Strided::new(*memory, [(rows, row_step), (cols, view.col_step)])?;
         Some(if tensor.spec.heads.axis == 1 { matrix } else { matrix.transposed() })
     }

@@ -1,8 +1,5 @@
 //! The drain thread: takes messages in the order of the calls and publishes what follows from them.
 //!
-//! Dense algebra over probes takes seconds, so it waits in a backlog and is done a layer at a time, whenever no message
-//! waits: sampled steps are never left out because of it, and it is all done before a flush or the end.
-//!
 //! Small messages are never dropped. Sampled steps carry sketches of the whole model, so only a few may wait: when
 //! evaluation is behind, the next sampled step is left out and counted, and the trainer never waits.
 
@@ -14,7 +11,7 @@ use crate::device::cpu::set_float_mode;
 use crate::ring::Writer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,7 +23,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The calling side's end.
 pub struct Drain {
-    sender: Sender<Message>,
+    /// Shared with nobody; the algebra thread has a weak one.
+    sender: Arc<Sender<Message>>,
     waiting: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,7 +34,8 @@ impl Drain {
     pub fn start(writer: Writer, options: &Options) -> Result<Self> {
         let (sender, receiver) = channel();
         let waiting = Arc::new(AtomicUsize::new(0));
-        let analysis = Analysis::new(writer, options);
+        let sender = Arc::new(sender);
+        let analysis = Analysis::new(writer, options, Arc::downgrade(&sender));
         let thread = std::thread::Builder::new()
             .name("fgs-drain".into())
             .spawn({
@@ -81,41 +80,22 @@ impl Drain {
 fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize) {
     set_float_mode();
     loop {
-        let message = if analysis.has_backlog() {
-            receiver.try_recv().map_err(|error| match error {
-                TryRecvError::Empty => RecvTimeoutError::Timeout,
-                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-            })
-        } else {
-            receiver.recv_timeout(HEARTBEAT)
-        };
-        match message {
+        match receiver.recv_timeout(HEARTBEAT) {
             Ok(Message::Close) => {
-                catch_up(&mut analysis);
-                return analysis.close();
+                if !analysis.finish_algebra() {
+                    return analysis.close();
+                }
             }
-            Ok(Message::Flush(answer)) => {
-                catch_up(&mut analysis);
-                // Nobody may be waiting any more.
-                let _ = answer.send(());
-            }
+            Ok(Message::AlgebraEnded) => return analysis.close(),
             Ok(Message::Step(sums)) => {
                 guarded(&mut analysis, |analysis| analysis.step(*sums));
                 waiting.fetch_sub(1, Ordering::Relaxed);
             }
             Ok(message) => guarded(&mut analysis, |analysis| analysis.handle(message)),
-            Err(RecvTimeoutError::Timeout) => guarded(&mut analysis, Analysis::work),
+            Err(RecvTimeoutError::Timeout) => {}
             // The scope was dropped without being closed: the ring stays as it is and readers see that it died.
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        analysis.heartbeat();
-    }
-}
-
-/// Does all that waits in the backlog.
-fn catch_up(analysis: &mut Analysis) {
-    while analysis.has_backlog() {
-        guarded(analysis, Analysis::work);
         analysis.heartbeat();
     }
 }

@@ -1,7 +1,7 @@
 //! What the calling side hands to the drain thread: sums and sketches, never pointers.
 
 use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
-use crate::ring::Entry;
+use crate::ring::{Entry, Record};
 use crate::scope::catalog::Slice;
 use crate::scope::curvature::CurvatureSums;
 use crate::scope::probe::Pass;
@@ -54,12 +54,20 @@ pub enum Message {
     /// A complete pass over a probe.
     Probe(Box<Pass>),
     HeadEffect(HeadEffect),
+    /// Later passes and runs of the task are not compared with what was kept any more.
+    ForgetBases(TaskId),
     Fault {
         code: u8,
         step: u64,
     },
+    /// What the algebra thread found, for the ring.
+    Records(Vec<Record>),
     /// Answered when everything before it is in the ring.
     Flush(Sender<()>),
+    /// The algebra thread has done what was before the flush.
+    Flushed(Sender<()>),
+    /// The algebra thread has done everything and ends.
+    AlgebraEnded,
     /// The scope closes; answered by the end of the thread.
     Close,
 }

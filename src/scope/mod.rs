@@ -5,6 +5,7 @@
 //! [`analysis`]) is one thread: it turns sums into statistics and publishes them. Messages go one way; nothing flows
 //! back to training but a count of how many steps are still waiting.
 
+mod algebra;
 mod analysis;
 mod catalog;
 mod curvature;
@@ -31,7 +32,7 @@ pub use error::{Error, Result};
 pub use heads::{HeadLayout, HeadMap};
 pub use message::HeadEffect;
 pub use options::{Environment, Layer, Options, is_disabled};
-pub use probe::{Attention, Mask};
+pub use probe::{Attention, Mask, Outputs};
 pub use schedule::Rule;
 pub use shard::{Shard, View};
 
@@ -242,6 +243,8 @@ impl Front {
         }
         let task = self.task(name)?;
         self.tasks.current = Some(task);
+        // Training moves the task's own weights: what was kept of the old ones is no base any more.
+        self.forget_bases(task);
         self.event(task, TaskEvent::Begin);
         Ok(())
     }

@@ -108,6 +108,14 @@ impl Front {
         }
     }
 
+    /// After a bug: whatever was half done is given up, and the parameters are put back.
+    pub fn give_up_everything(&mut self) {
+        self.give_up_step();
+        self.give_up_batch();
+        self.give_up_pass();
+        self.give_up_curvature();
+    }
+
     /// Brings the copies up to the present outside a sampled step, so that paths begin and end where snapshots are.
     pub(super) fn advance_path(&mut self) {
         let references = self.earlier_tasks();

@@ -103,6 +103,11 @@ impl Task {
         self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.measure(device));
     }
 
+    /// Its weights, as far as they are known, were left behind before `epoch` updates.
+    pub fn is_left_at(&self, epoch: u64) -> bool {
+        self.anchor.is_some_and(|anchor| anchor != epoch)
+    }
+
     /// There is something of it to compare with: it was trained, or a reference or snapshot was given.
     pub fn is_kept(&self) -> bool {
         self.anchor.is_some() || self.reference().is_some() || self.snapshot.is_some()

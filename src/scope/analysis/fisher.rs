@@ -1,7 +1,8 @@
 //! The spectrum of the empirical Fisher information of a task, from the batches of its reference.
 
-use super::Analysis;
 use super::rollup::Subject;
+use super::sketches::Batches;
+use super::{Analysis, TaskState};
 use crate::ring::Record;
 use crate::scope::message::{Origin, TaskId};
 use crate::scope::schema::{flag, kind};
@@ -10,12 +11,15 @@ use crate::stats::fisher::fisher;
 impl Analysis {
     /// Publishes the spectrum as the batches so far show it.
     pub(super) fn fisher(&mut self, task: TaskId, origin: Origin, step: u64) {
-        let Some(state) = self.tasks.get(&task) else { return };
+        let Some(state) = self.tasks.get_mut(&task) else { return };
         let (batches, flags) = match origin {
             Origin::Frozen => (&state.frozen, flag::FROZEN),
             Origin::Refreshed => (&state.refreshed, flag::REFRESHED),
         };
         let Some(batches) = batches else { return };
+        if origin == Origin::Frozen {
+            state.fisher_batches = batches.list().len();
+        }
         let examples = batches.examples;
         // Without the number of examples the factor is missing, and only the shape means something.
         let Some(found) = fisher(&batches.gram(), if examples > 0.0 { examples } else { 1.0 }) else { return };
@@ -27,11 +31,14 @@ impl Analysis {
         self.publisher.publish(record, &values);
     }
 
-    /// The task ends: what the last batches added was not published yet.
-    pub(super) fn fisher_at_end(&mut self, task: TaskId, step: u64) {
-        let frozen = self.tasks.get(&task).and_then(|state| state.frozen.as_ref());
-        if frozen.is_some_and(|batches| batches.list().len() >= 4 && !batches.list().len().is_power_of_two()) {
-            self.fisher(task, Origin::Frozen, step);
-        }
+    /// A task begins or ends, or the scope is closed: references are complete, and what their last batches added was not
+    /// published yet.
+    pub(super) fn fisher_due(&mut self, step: u64) {
+        let count = |batches: &Option<Batches>| batches.as_ref().map_or(0, |batches| batches.list().len());
+        let is_due = |(_, state): &(&TaskId, &TaskState)| {
+            count(&state.frozen) >= 4 && count(&state.frozen) != state.fisher_batches
+        };
+        let due: Vec<TaskId> = self.tasks.iter().filter(is_due).map(|(task, _)| *task).collect();
+        due.into_iter().for_each(|task| self.fisher(task, Origin::Frozen, step));
     }
 }

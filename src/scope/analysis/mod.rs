@@ -17,19 +17,23 @@ mod weights;
 mod window;
 
 use super::Options;
+use super::algebra::{Algebra, Results, Work};
 use super::catalog::Slice;
 use super::message::{Message, Movement, Origin, ReferenceBatch, SnapshotSketch, StepSums, TaskId};
-use super::schema::{TaskEvent, flag, kind};
+use super::schema::{Fault, TaskEvent, flag, kind};
 use super::secant::is_milestone;
 use crate::ring::{Record, Writer};
 use crate::sketch::algebra::dot;
+use crate::stats::severity::Predicate;
 use curvature::Landscape;
 use outcomes::OutcomeTable;
-use probes::Probes;
+pub use probes::Probes;
 use publisher::Publisher;
-use rollup::{Rollup, Subject};
+use rollup::Rollup;
+pub use rollup::Subject;
 use sketches::Batches;
 use std::collections::BTreeMap;
+use std::thread::JoinHandle;
 use window::Window;
 
 /// State of the drain thread.
@@ -41,7 +45,13 @@ pub struct Analysis {
     tasks: BTreeMap<TaskId, TaskState>,
     window: Window,
     outcomes: OutcomeTable,
-    probes: Probes,
+    /// Started with the first probe.
+    algebra: Option<Algebra>,
+    /// The algebra thread, when no more work comes.
+    ended: Option<JoinHandle<()>>,
+    /// What probes are measured by.
+    probes: (u32, Predicate),
+    results: Results,
     /// fp64 sketch of the parameters when they were last read, and the slices of which it has something: those without an
     /// exact copy.
     last_weights: Vec<f64>,
@@ -61,6 +71,8 @@ struct TaskState {
     /// Σ⟨g_A(θ_t), Δθ_t⟩ since the snapshot, and the number of steps it was summed over.
     path: f64,
     path_steps: u64,
+    /// Batches of the frozen reference whose Fisher spectrum was published last.
+    fisher_batches: usize,
     /// The loss landscape at its base.
     landscape: Option<Landscape>,
 }
@@ -82,7 +94,7 @@ fn exact_flag(exact: u32, slices: u32) -> u32 {
 }
 
 impl Analysis {
-    pub fn new(writer: Writer, options: &Options) -> Self {
+    pub fn new(writer: Writer, options: &Options, results: Results) -> Self {
         Self {
             publisher: Publisher::new(writer, options.rank),
             slices: Vec::new(),
@@ -91,7 +103,10 @@ impl Analysis {
             tasks: BTreeMap::new(),
             window: Window::new(options.window as usize),
             outcomes: OutcomeTable::default(),
-            probes: Probes::new(options.subspace_dimensions, options.severity),
+            algebra: None,
+            ended: None,
+            probes: (options.subspace_dimensions, options.severity),
+            results,
             last_weights: Vec::new(),
             last_sketched: Vec::new(),
         }
@@ -101,21 +116,36 @@ impl Analysis {
         self.publisher.heartbeat();
     }
 
-    pub fn close(self) {
+    pub fn close(mut self) {
+        self.fisher_due(self.publisher.step);
+        if let Some(thread) = self.ended.take() {
+            // A panic of the thread was reported by the panic hook.
+            let _ = thread.join();
+        }
         self.publisher.close();
     }
 
-    /// Dense algebra is left to be done.
-    pub fn has_backlog(&self) -> bool {
-        self.probes.has_work()
+    /// No more probes come. Whether the algebra thread has something left to say.
+    pub fn finish_algebra(&mut self) -> bool {
+        self.ended = self.algebra.take().map(Algebra::finish);
+        self.ended.is_some()
     }
 
-    /// Does a piece of it.
-    pub fn work(&mut self) {
-        self.probes.work(&mut self.publisher);
+    /// Hands work to the algebra thread.
+    fn compute(&mut self, work: Work) {
+        if self.algebra.is_none() {
+            let (dimensions, predicate) = self.probes;
+            let probes = Probes::new(dimensions, predicate);
+            self.algebra = Algebra::start(probes, self.publisher.rank(), self.results.clone()).ok();
+        }
+        match &self.algebra {
+            Some(algebra) => algebra.send(work),
+            // The system has no thread to give.
+            None => self.publisher.fault(Fault::ProbeLeftOut as u8, self.publisher.step),
+        }
     }
 
-    /// Everything but steps, flushes and the end.
+    /// Everything but steps and the end.
     pub fn handle(&mut self, message: Message) {
         match message {
             Message::Name(entry) => self.publisher.name(&entry),
@@ -136,12 +166,26 @@ impl Analysis {
                 self.publisher.flags = 0;
                 self.publisher.fault(code, step);
             }
-            Message::Probe(pass) => self.probes.add_pass(*pass),
+            Message::Probe(pass) => self.compute(Work::Pass(pass)),
             Message::HeadEffect(effect) => {
                 let forgetting = self.outcomes.forgetting_of_loss(effect.task);
-                self.probes.add_effect(effect, self.publisher.task, forgetting);
+                let trained = self.publisher.task;
+                self.compute(Work::Effect { effect, trained, forgetting });
             }
-            Message::Step(_) | Message::Flush(_) | Message::Close => unreachable!("handled by the thread's loop"),
+            Message::ForgetBases(task) => {
+                self.tasks.entry(task).or_default().landscape = None;
+                if let Some(algebra) = &self.algebra {
+                    algebra.send(Work::Forget(task));
+                }
+            }
+            Message::Records(records) => records.into_iter().for_each(|record| self.publisher.write(&record)),
+            Message::Flush(answer) => match &self.algebra {
+                Some(algebra) => algebra.send(Work::Flush(answer)),
+                // Nobody may be waiting any more.
+                None => drop(answer.send(())),
+            },
+            Message::Flushed(answer) => drop(answer.send(())),
+            Message::Step(_) | Message::Close | Message::AlgebraEnded => unreachable!("handled by the thread's loop"),
         }
     }
 
@@ -162,13 +206,14 @@ impl Analysis {
     fn task_event(&mut self, task: TaskId, event: TaskEvent, step: u64) {
         match event {
             TaskEvent::Begin => {
+                self.fisher_due(step);
                 self.window.clear();
                 self.outcomes.train(Some(task));
                 self.publisher.task = Some(task);
             }
             TaskEvent::End => {
                 self.corrected_cosines(step);
-                self.fisher_at_end(task, step);
+                self.fisher_due(step);
                 self.outcomes.train(None);
                 let state = self.tasks.entry(task).or_default();
                 // A reference by sampling is all that a trainer who gives none can have.
@@ -199,6 +244,9 @@ impl Analysis {
         };
         if batch.first {
             *slot = None;
+            if batch.origin == Origin::Frozen {
+                state.fisher_batches = 0;
+            }
         }
         let batches = slot.get_or_insert_default();
         batches.add(batch.sketch, batch.examples, self.buckets);

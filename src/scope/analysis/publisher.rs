@@ -45,6 +45,15 @@ impl Publisher {
         self.writer.publish(&record);
     }
 
+    /// Publishes a record that is complete.
+    pub fn write(&mut self, record: &Record) {
+        self.writer.publish(record);
+    }
+
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
     /// Adds to the ring's catalog. A full catalog costs names, nothing else.
     pub fn name(&mut self, entry: &Entry) {
         if self.writer.append(entry).is_err() && !std::mem::replace(&mut self.catalog_full, true) {

@@ -6,6 +6,7 @@
 //! is complete, when the trainer ends it, begins a step, ends a task, binds other parameters or closes the scope, when a
 //! gradient is not finite, and after a panic.
 
+mod claim;
 mod lanczos;
 mod plan;
 mod run;
@@ -162,7 +163,7 @@ impl Front {
             ));
         }
         // SAFETY: the caller's promise.
-        let (space, is_partial) = unsafe { Space::of(&self.catalog, self.options.world_size) }?;
+        let (space, is_partial, claim) = unsafe { Space::of(&self.catalog, self.options.world_size) }?;
         for (position, block) in settings.blocks.iter().enumerate() {
             self.catalog.tensor(*block)?;
             if space.parts.iter().all(|part| part.tensor != *block) || settings.blocks[..position].contains(block) {
@@ -194,6 +195,9 @@ impl Front {
         run.sums.task = copied.inspect_err(|_| self.budget.give_back(run.reserved))?;
         run.sums.step = self.step.number;
         run.sums.flags = if is_base { flag::BASE } else { 0 } | if is_partial { flag::PARTIAL } else { 0 };
+        // What a pass saw so far and what it would see now are of different weights.
+        self.give_up_pass();
+        run.claim = claim;
         self.curvature.state = State::Running(Box::new(run));
         Ok(())
     }
@@ -263,6 +267,12 @@ impl Front {
             self.budget.give_back(run.reserved);
             self.fault(Fault::Curvature);
         }
+    }
+
+    /// The directions that a task's base kept are not its own any more.
+    pub(super) fn forget_eigenvectors(&mut self, task: TaskId) {
+        let old = self.curvature.kept.remove(&task);
+        self.budget.give_back(old.map_or(0, |old| old.bytes()));
     }
 
     /// Other parameters were bound: a run puts back those that it knows, which the trainer keeps until the call returns.

@@ -10,6 +10,7 @@
 //! far below what a probe batch says of a task. |θ| is that of the tensors that are moved. Memory: the originals and three
 //! vectors as long as the model; the whole Lanczos basis where the budget allows it.
 
+use super::claim::Claim;
 use super::lanczos::Lanczos;
 use super::plan::{Counts, Item, Plan};
 use super::space::Space;
@@ -44,6 +45,8 @@ pub struct Run {
     keeps_basis: bool,
     /// Bytes of the budget.
     pub reserved: u64,
+    /// Nobody else moves these parameters meanwhile.
+    pub claim: Claim,
     work: Work,
     eigenvectors: Vec<Vec<f32>>,
     pub sums: CurvatureSums,
@@ -108,6 +111,7 @@ impl Run {
             kept,
             keeps_basis,
             reserved,
+            claim: Claim::default(),
             work: Work::default(),
             eigenvectors: Vec::new(),
             sums,

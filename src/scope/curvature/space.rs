@@ -4,6 +4,7 @@
 //! shares: checked once, when it begins. Random vectors come from a hash of the slice's name and the element's index, so
 //! they do not depend on threads, addresses or the order of registration.
 
+use super::claim::Claim;
 use crate::device::{DType, Device, Gather, GatherJob, ScatterJob, Segment, SliceRead, Writable};
 use crate::scope::catalog::{Binding, Catalog, REPLICATED, Source, Tensor};
 use crate::scope::error::invalid;
@@ -43,12 +44,13 @@ pub enum Family {
 }
 
 impl Space {
-    /// Every tensor that is measured and bound. The second value: not every registered tensor is among them.
+    /// Every tensor that is measured and bound. The second value: not every registered tensor is among them. The third is
+    /// to be kept for as long as the parameters are moved.
     ///
     /// # Safety
     /// The parameters that are bound must be writable, and used by nobody else during calls, for as long as the space is
     /// handed to a device.
-    pub unsafe fn of(catalog: &Catalog, ranks: u32) -> Result<(Self, bool)> {
+    pub unsafe fn of(catalog: &Catalog, ranks: u32) -> Result<(Self, bool, Claim)> {
         let mut space = Self::default();
         let mut is_partial = false;
         let mut places = Vec::new();
@@ -79,8 +81,14 @@ impl Space {
                  FGS_GRAD first"
             ));
         }
-        check_apart(catalog, places)?;
-        Ok((space, is_partial))
+        let claim = Claim::take(apart(catalog, places)?).ok_or_else(|| {
+            Error::WrongPhase(
+                "fgs_curvature_begin: another scope of this process is in a curvature run and has moved these parameters; \
+                 end that run first"
+                    .into(),
+            )
+        })?;
+        Ok((space, is_partial, claim))
     }
 
     /// One tensor by itself.
@@ -146,7 +154,9 @@ impl Space {
             let read = reads[part.slice].filter(fits);
             let name = &catalog.tensors[part.tensor as usize].spec.name;
             let read = read.ok_or_else(|| {
-                invalid!("fgs_curvature_submit: the whole gradient of '{name}' must be bound, in fp32 or fp64; call fgs_bind with FGS_GRAD first")
+                invalid!(
+                    "FGS_GRAD of '{name}': the whole gradient must be bound, in fp32 or fp64; call fgs_bind with FGS_GRAD first"
+                )
             })?;
             jobs.push(GatherJob { read, gather, values });
         }
@@ -258,8 +268,9 @@ fn check_tied(catalog: &Catalog, tensor: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// No two elements share memory: moving one would move the other, and threads would write the same place.
-fn check_apart(catalog: &Catalog, mut places: Vec<(Range<usize>, u32)>) -> Result<()> {
+/// The places in order. No two elements share memory: moving one would move the other, and threads would write the same
+/// place.
+fn apart(catalog: &Catalog, mut places: Vec<(Range<usize>, u32)>) -> Result<impl Iterator<Item = Range<usize>>> {
     places.sort_by_key(|(run, id)| (run.start, *id));
     for pair in places.windows(2) {
         let [(one, first), (other, second)] = pair else { continue };
@@ -273,5 +284,5 @@ fn check_apart(catalog: &Catalog, mut places: Vec<(Range<usize>, u32)>) -> Resul
             )));
         }
     }
-    Ok(())
+    Ok(places.into_iter().map(|(run, _)| run))
 }

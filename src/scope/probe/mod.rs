@@ -16,10 +16,10 @@ mod sampling;
 
 pub use attention::{Attention, Mask};
 pub use memory::{Lease, ProbeMemory};
-pub use open::OpenPass;
+pub use open::{OpenPass, Outputs};
 pub use pass::{AttentionPass, LayerPass, OutputsPass, Pass, Purpose, RouterPass};
 
-use super::message::{HeadEffect, Message};
+use super::message::{HeadEffect, Message, TaskId};
 use super::schema::Fault;
 use super::{Error, Front, Result, error::invalid};
 use crate::device::Strided;
@@ -36,15 +36,15 @@ pub struct Base {
 
 impl Front {
     /// A pass over the probe of `task` begins. `continued`: the weights are those after so many more updates on the task
-    /// itself, and the pass says what change is usual. `base`: it becomes the base whatever task is being trained.
-    pub fn probe_begin(&mut self, task: &str, continued: Option<u64>, base: bool) -> Result<()> {
+    /// itself, in the run of that number, and the pass says what change is usual. `base`: it becomes the base whatever task is being trained.
+    pub fn probe_begin(&mut self, task: &str, continued: Option<(u64, u32)>, base: bool) -> Result<()> {
         self.expect_idle("fgs_probe_begin")?;
         let known = self.tasks.list.iter().position(|known| known.name == task);
         let earlier = known.and_then(|id| self.tasks.list[id].base.as_ref());
         let is_current = known.is_some() && self.tasks.current.map(usize::from) == known;
         let epoch = self.updates;
         let purpose = match (continued, earlier) {
-            (Some(0), _) => {
+            (Some((0, _)), _) => {
                 return Err(invalid!("probe.continued_updates: 0 updates after the base there is nothing to see"));
             }
             (Some(_), _) if base => {
@@ -55,9 +55,15 @@ impl Front {
                     "probe.continued_updates: task '{task}' has no base pass yet that this one could continue from"
                 ));
             }
-            (Some(updates), Some(_)) => Purpose::Null { updates },
+            (Some((updates, run)), Some(_)) => Purpose::Null { updates, run },
             (None, Some(earlier)) if !base && !is_current => {
                 Purpose::Later { updates: epoch.saturating_sub(earlier.epoch) }
+            }
+            (None, None) if !base && !is_current && known.is_some_and(|id| self.tasks.list[id].is_left_at(epoch)) => {
+                return Err(invalid!(
+                    "probe.task: no pass over the probe of '{task}' was kept at its end, and these are other weights; take a \
+                     pass before fgs_task_end, or make this one the base with FGS_PROBE_BASE"
+                ));
             }
             _ => Purpose::Base,
         };
@@ -74,9 +80,9 @@ impl Front {
             sequences: Vec::new(),
             labels: Vec::new(),
             layers: Default::default(),
-            lease: self.probe_memory.lease(),
+            lease: Default::default(),
         };
-        self.probe = Some(OpenPass::new(pass));
+        self.probe = Some(OpenPass::new(pass, self.probe_memory.lease()));
         Ok(())
     }
 
@@ -100,18 +106,11 @@ impl Front {
 
     /// What the heads of a layer put out, before the output projection: tokens × heads × width. `projection`: model width ×
     /// (heads · width); without it the bound output projection of the layer is taken, if there is one.
-    pub fn probe_head_output(
-        &mut self,
-        layer: u32,
-        heads: u32,
-        first_head: u32,
-        outputs: Strided,
-        projection: Option<Strided>,
-    ) -> Result<()> {
-        let bound = || self.catalog.output_projection(layer, heads, first_head);
-        let projection = projection.or_else(bound);
+    pub fn probe_head_output(&mut self, layer: u32, outputs: Outputs) -> Result<()> {
+        let bound = || self.catalog.output_projection(layer, outputs.heads, outputs.first_head);
+        let projection = outputs.projection.or_else(bound);
         let (pass, memory, device) = self.open_pass("fgs_probe_head_output")?;
-        pass.outputs(layer, heads, first_head, outputs, projection, device, memory)
+        pass.outputs(layer, Outputs { projection, ..outputs }, device, memory)
     }
 
     /// What a router puts out: tokens × experts, before the softmax; `top_k` experts are chosen.
@@ -124,6 +123,10 @@ impl Front {
     pub fn probe_end(&mut self) -> Result<()> {
         let pass = self.probe.take().ok_or_else(|| no_pass("fgs_probe_end"))?;
         if pass.is_over_budget() {
+            // What it was to replace is of other weights.
+            if let Some(task) = pass.replaces_base_of() {
+                self.forget_bases(task);
+            }
             self.fault(Fault::ProbeLeftOut);
             return Ok(());
         }
@@ -159,6 +162,13 @@ impl Front {
         };
         self.drain.send(Message::HeadEffect(HeadEffect { task: task as u16, step: self.step.number, ..effect }));
         Ok(())
+    }
+
+    /// What later passes and curvature runs of a task are compared with is not valid any more.
+    pub(super) fn forget_bases(&mut self, task: TaskId) {
+        self.tasks.list[usize::from(task)].base = None;
+        self.forget_eigenvectors(task);
+        self.drain.send(Message::ForgetBases(task));
     }
 
     /// A pass that was begun and not ended is forgotten.

@@ -1,14 +1,16 @@
 //! A pass that is going on: checks what is handed over and copies the sampled tokens.
 
 use super::attention::Attention;
-use super::memory::ProbeMemory;
-use super::pass::{AttentionPass, LayerPass, OutputsPass, Pass, RouterPass};
+use super::memory::{Lease, ProbeMemory};
+use super::pass::{AttentionPass, LayerPass, OutputsPass, Pass, Purpose, RouterPass};
 use super::sampling::{Token, choose};
 use crate::device::{AttentionJob, AttentionRow, Device, RowsJob, Strided};
+use crate::scope::message::TaskId;
 use crate::scope::{Options, Result, error::invalid};
 use crate::stats::attention::Rows;
 use ndarray::Array2;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The sum of a row of probabilities may be this far from 1: bfloat16 probabilities sum to 1 ± 2⁻⁸; a wrong scale, mask or
 /// layout, or dropout, is far beyond it.
@@ -18,6 +20,8 @@ const ROW_SUM_TOLERANCE: f32 = 0.02;
 #[derive(Debug)]
 pub struct OpenPass {
     pass: Pass,
+    /// The host memory that it takes.
+    lease: Lease,
     shapes: Vec<(u64, u64)>,
     batch: Batch,
     layers: BTreeMap<u32, Layer>,
@@ -57,8 +61,8 @@ struct Grown {
 }
 
 impl Grown {
-    /// Counts a batch whose rows have this width.
-    fn begin(&mut self, batches: usize, width: usize, what: &str, layer: u32) -> Result<()> {
+    /// Rows of this width may come next, in the batch that is the pass's `batches`-th.
+    fn check(&self, batches: usize, width: u64, what: &str, layer: u32) -> Result<()> {
         if self.batches == batches {
             return Err(invalid!("layer: {what} of layer {layer} were given already in this batch"));
         }
@@ -68,14 +72,19 @@ impl Grown {
                 self.batches
             ));
         }
-        if self.batches > 0 && self.width != width {
+        if self.batches > 0 && self.width as u64 != width {
             return Err(invalid!("{what}: {width} values a token in layer {layer}, {} in earlier batches", self.width));
         }
         if width == 0 {
             return Err(invalid!("{what}: there are no values in layer {layer}"));
         }
-        (self.batches, self.width) = (batches, width);
         Ok(())
+    }
+
+    /// Counts a batch.
+    fn grow(&mut self, width: u64) {
+        self.batches += 1;
+        self.width = width as usize;
     }
 
     fn into_array(self, tokens: usize) -> Option<Array2<f32>> {
@@ -84,13 +93,18 @@ impl Grown {
 }
 
 impl OpenPass {
-    pub fn new(pass: Pass) -> Self {
+    pub fn new(pass: Pass, lease: Lease) -> Self {
         let (shapes, layers) = (Vec::new(), BTreeMap::new());
-        Self { pass, shapes, batch: Batch::default(), layers, over_budget: false, has_labels: false }
+        Self { pass, lease, shapes, batch: Batch::default(), layers, over_budget: false, has_labels: false }
     }
 
     pub fn is_over_budget(&self) -> bool {
         self.over_budget
+    }
+
+    /// The task whose base it would have become.
+    pub fn replaces_base_of(&self) -> Option<TaskId> {
+        (self.pass.purpose == Purpose::Base).then_some(self.pass.task)
     }
 
     pub fn batch(&mut self, sequences: u64, length: u64, labels: &[i32], options: &Options) -> Result<()> {
@@ -135,28 +149,18 @@ impl OpenPass {
             return Err(invalid!("tensor.shape: {:?} is not tokens × width", hidden.shape()));
         };
         let rows = self.batch.tokens.len() as u64;
-        // The drain thread keeps products of all pairs of rows beside the rows.
-        if !self.reserve(memory, rows * (4 * width + 8 * rows)) {
-            return Ok(());
+        // Beside the rows: what the drain thread makes of them, in fp64. Scores of min(rows, width) columns and products of
+        // all pairs of rows.
+        let bytes = width.checked_mul(4).and_then(|bytes| (bytes + 8 * rows.min(width) + 8 * rows).checked_mul(rows));
+        let part: Part = |layer| &mut layer.hidden;
+        if self.admit(layer, "hidden states", part, width, bytes, memory)? {
+            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, device);
         }
-        let batches = self.shapes.len();
-        let grown = &mut self.layers.entry(layer).or_default().hidden;
-        grown.begin(batches, width as usize, "hidden states", layer)?;
-        copy(grown, &self.batch.tokens, &view, device);
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call of the C surface")]
-    pub fn outputs(
-        &mut self,
-        layer: u32,
-        heads: u32,
-        first_head: u32,
-        outputs: Strided,
-        projection: Option<Strided>,
-        device: &dyn Device,
-        memory: &ProbeMemory,
-    ) -> Result<()> {
+    pub fn outputs(&mut self, layer: u32, given: Outputs, device: &dyn Device, memory: &ProbeMemory) -> Result<()> {
+        let Outputs { heads, first_head, outputs, projection } = given;
         let mut view = self.by_token(outputs, "outputs")?;
         if view.shape().len() == 3 {
             view = view.split(2, u64::from(heads)).ok_or_else(|| {
@@ -169,6 +173,7 @@ impl OpenPass {
         if heads == 0 || found != u64::from(heads) {
             return Err(invalid!("head_count: {heads} heads, but outputs.shape is {:?}", outputs.shape()));
         }
+        check_heads(first_head, found)?;
         let total = found * width;
         let columns = projection.map_or(total, |projection| projection.shape().get(1).copied().unwrap_or(0));
         if columns != total {
@@ -177,29 +182,22 @@ impl OpenPass {
                 projection.unwrap_or(view).shape()
             ));
         }
-        let batches = self.shapes.len();
-        let known = self.layers.entry(layer).or_default();
-        if known.outputs.batches > 0 && (known.heads, known.first_head) != (heads, first_head) {
+        let known = self.layers.get(&layer).filter(|known| known.outputs.batches > 0);
+        if known.is_some_and(|known| (known.heads, known.first_head) != (heads, first_head)) {
             return Err(invalid!("head_count: layer {layer} had other heads in the batch before"));
         }
-        let is_first = known.outputs.batches == 0;
+        let projection = projection.filter(|_| known.is_none());
         let rows = self.batch.tokens.len() as u64;
-        let weights = projection.filter(|_| is_first).map_or(0, |view| view.shape()[0] * total);
-        if !self.reserve(memory, 4 * (rows * total + weights)) {
-            return Ok(());
-        }
-        let layer_pass = self.layers.entry(layer).or_default();
-        (layer_pass.heads, layer_pass.first_head) = (heads, first_head);
-        layer_pass.outputs.begin(batches, total as usize, "head outputs", layer)?;
-        copy(&mut layer_pass.outputs, &self.batch.tokens, &view, device);
-        if is_first && let Some(view) = projection {
-            let rows: Vec<i64> = (0..view.shape()[0]).map(|row| view.offset(&[row])).collect();
-            let mut weights = Array2::zeros((rows.len(), total as usize));
-            if let Some(out) = weights.as_slice_mut() {
-                let (length, step) = (total as usize, view.strides()[1]);
-                device.rows(RowsJob { memory: view.memory, rows: &rows, runs: 1, run_step: 0, length, step, out });
+        let weights = projection.map_or(0, |view| view.shape()[0]);
+        let bytes = rows.checked_add(weights).and_then(|rows| rows.checked_mul(total)).and_then(|n| n.checked_mul(4));
+        let part: Part = |layer| &mut layer.outputs;
+        if self.admit(layer, "head outputs", part, total, bytes, memory)? {
+            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, device);
+            let known = self.layers.entry(layer).or_default();
+            (known.heads, known.first_head) = (heads, first_head);
+            if let Some(view) = projection {
+                known.projection = Some(matrix(&view, device));
             }
-            layer_pass.projection = Some(weights);
         }
         Ok(())
     }
@@ -219,17 +217,16 @@ impl OpenPass {
         if top_k == 0 || u64::from(top_k) > experts {
             return Err(invalid!("top_k: {top_k} of {experts} experts cannot be chosen"));
         }
-        if !self.reserve(memory, 4 * experts * self.batch.tokens.len() as u64) {
-            return Ok(());
-        }
-        let batches = self.shapes.len();
-        let known = self.layers.entry(layer).or_default();
-        if known.router.batches > 0 && known.top_k != top_k {
+        let known = self.layers.get(&layer).filter(|known| known.router.batches > 0);
+        if let Some(known) = known.filter(|known| known.top_k != top_k) {
             return Err(invalid!("top_k: {top_k} in layer {layer}, {} in the batch before", known.top_k));
         }
-        known.top_k = top_k;
-        known.router.begin(batches, experts as usize, "router logits", layer)?;
-        copy(&mut known.router, &self.batch.tokens, &view, device);
+        let bytes = experts.checked_mul(4 * self.batch.tokens.len() as u64);
+        let part: Part = |layer| &mut layer.router;
+        if self.admit(layer, "router logits", part, experts, bytes, memory)? {
+            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, device);
+            self.layers.entry(layer).or_default().top_k = top_k;
+        }
         Ok(())
     }
 
@@ -245,12 +242,22 @@ impl OpenPass {
         }
         let Batch { sequences, length, .. } = self.batch;
         let (heads, keys) = attention.check(sequences, length)?;
+        check_heads(attention.first_head, heads)?;
+        let known = self.layers.get(&layer).and_then(|known| known.attention_rows.as_ref());
+        if known.is_some_and(|known| known.first_head != attention.first_head) {
+            return Err(invalid!("attention.first_head: layer {layer} had another one in the batch before"));
+        }
         let rows: Vec<AttentionRow> =
             self.batch.queries.iter().map(|&token| attention.row(token, length, keys)).collect();
-        let count = heads as usize * rows.iter().map(|row| row.keys).sum::<usize>();
-        if !self.reserve(memory, 4 * count as u64) {
+        let visible = rows.iter().try_fold(0u64, |sum, row| sum.checked_add(row.keys as u64));
+        let bytes = visible.and_then(|keys| keys.checked_mul(heads)).and_then(|values| values.checked_mul(4));
+        // Computed before anything is changed: only then it is known whether the rows are probabilities.
+        let part: Part = |layer| &mut layer.attention;
+        self.check_next(layer, "attention rows", part, heads)?;
+        if !self.reserve(memory, bytes) {
             return Ok(());
         }
+        let count = bytes.unwrap_or_default() as usize / 4;
         let (mut values, mut max_logits) = (vec![0.0; count], vec![f32::NAN; heads as usize]);
         let (out, source) = (&mut values[..], attention.source);
         let job = AttentionJob { source, heads: heads as usize, rows: &rows, out, max_logits: &mut max_logits };
@@ -262,7 +269,7 @@ impl OpenPass {
             ));
         }
         let known = self.layers.entry(layer).or_default();
-        known.attention.begin(self.shapes.len(), heads as usize, "attention rows", layer)?;
+        known.attention.grow(heads);
         let keys = rows.iter().map(|row| row.keys);
         match &mut known.attention_rows {
             None => {
@@ -281,14 +288,52 @@ impl OpenPass {
         Ok(())
     }
 
+    /// Rows of `width` values may be the next of this part of the layer.
+    fn check_next(&mut self, layer: u32, what: &str, part: Part, width: u64) -> Result<()> {
+        let batches = self.shapes.len();
+        match self.layers.get_mut(&layer) {
+            Some(known) => part(known).check(batches, width, what, layer),
+            None => Grown::default().check(batches, width, what, layer),
+        }
+    }
+
+    /// Counts a batch of rows of `width` values, once they are checked and have their memory. False: the pass is over its
+    /// budget.
+    fn admit(
+        &mut self,
+        layer: u32,
+        what: &str,
+        part: Part,
+        width: u64,
+        bytes: Option<u64>,
+        memory: &ProbeMemory,
+    ) -> Result<bool> {
+        self.check_next(layer, what, part, width)?;
+        let fits = self.reserve(memory, bytes);
+        if fits {
+            part(self.layers.entry(layer).or_default()).grow(width);
+        }
+        Ok(fits)
+    }
+
     /// The complete pass and the shapes of its batches.
     pub fn finish(self) -> Result<(Pass, Vec<(u64, u64)>)> {
-        let Self { mut pass, shapes, layers, .. } = self;
+        let Self { mut pass, lease, shapes, layers, .. } = self;
+        pass.lease = Arc::new(lease);
         let tokens = pass.sequences.len();
         if shapes.is_empty() || layers.is_empty() {
             return Err(invalid!("fgs_probe_end: nothing was handed over in this pass"));
         }
         for (number, layer) in layers {
+            if let (Some(projection), true) = (&layer.projection, layer.hidden.batches > 0)
+                && projection.nrows() != layer.hidden.width
+            {
+                return Err(invalid!(
+                    "fgs_probe_end: the output projection of layer {number} leads to {} values, its hidden states have {}",
+                    projection.nrows(),
+                    layer.hidden.width
+                ));
+            }
             let parts = [&layer.hidden, &layer.outputs, &layer.router, &layer.attention];
             if parts.iter().any(|part| part.batches > 0 && part.batches < shapes.len()) {
                 return Err(invalid!(
@@ -331,8 +376,9 @@ impl OpenPass {
     }
 
     /// Takes memory for what is copied next; false: the pass does not fit and is given up without a word to the trainer.
-    fn reserve(&mut self, memory: &ProbeMemory, bytes: u64) -> bool {
-        if !self.over_budget && !memory.extend(&mut self.pass.lease, bytes) {
+    /// `None`: more bytes than can be counted.
+    fn reserve(&mut self, memory: &ProbeMemory, bytes: Option<u64>) -> bool {
+        if !self.over_budget && !bytes.is_some_and(|bytes| memory.extend(&mut self.lease, bytes)) {
             self.over_budget = true;
             self.layers.clear();
         }
@@ -340,12 +386,51 @@ impl OpenPass {
     }
 }
 
+/// One of the four things that a layer may hand over.
+type Part = fn(&mut Layer) -> &mut Grown;
+
+/// Head outputs as they are handed over.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs {
+    pub heads: u32,
+    pub first_head: u32,
+    pub outputs: Strided,
+    pub projection: Option<Strided>,
+}
+
+/// Numbers of heads share a field of a record with numbers of layers.
+fn check_heads(first: u32, count: u64) -> Result<()> {
+    if u64::from(first).saturating_add(count) <= 1 << 16 {
+        return Ok(());
+    }
+    Err(invalid!("first_head: heads {first} to {} are not below 65536", u64::from(first).saturating_add(count) - 1))
+}
+
+/// All of a matrix.
+fn matrix(view: &Strided, device: &dyn Device) -> Array2<f32> {
+    let (count, length, step) = (view.shape()[0], view.shape()[1] as usize, view.strides()[1]);
+    let rows: Vec<i64> = (0..count).map(|row| view.offset(&[row])).collect();
+    let mut matrix = Array2::zeros((rows.len(), length));
+    if let Some(out) = matrix.as_slice_mut() {
+        device.rows(RowsJob { memory: view.memory, rows: &rows, runs: 1, run_step: 0, length, step, out });
+    }
+    matrix
+}
+
 fn no_batch() -> crate::scope::Error {
     crate::scope::Error::WrongPhase("no batch of the probe has begun; call fgs_probe_batch first".into())
 }
 
 /// Copies the sampled tokens of a view whose first two dimensions are sequences and positions.
-fn copy(grown: &mut Grown, tokens: &[Token], view: &Strided, device: &dyn Device) {
+fn copy(
+    layers: &mut BTreeMap<u32, Layer>,
+    layer: u32,
+    part: Part,
+    tokens: &[Token],
+    view: &Strided,
+    device: &dyn Device,
+) {
+    let grown = part(layers.entry(layer).or_default());
     let (runs, run_step, length, step) = match (view.shape(), view.strides()) {
         (&[_, _, runs, length], &[_, _, run_step, step]) => (runs as usize, run_step, length as usize, step),
         (&[_, _, length], &[_, _, step]) => (1, 0, length as usize, step),

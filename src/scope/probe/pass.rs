@@ -5,6 +5,7 @@ use crate::scope::message::TaskId;
 use crate::stats::attention::Rows;
 use ndarray::Array2;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a pass is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,8 @@ pub enum Purpose {
     /// It is compared with the base, this many updates after it.
     Later { updates: u64 },
     /// The same, but the updates went on with the task itself: what change is usual.
-    Null { updates: u64 },
+    /// Passes of one `run` of such updates are not independent.
+    Null { updates: u64, run: u32 },
 }
 
 /// One forward pass over all batches of a task's probe.
@@ -36,7 +38,7 @@ pub struct Pass {
     pub labels: Vec<i32>,
     pub layers: BTreeMap<u32, LayerPass>,
     /// The host memory that all this takes.
-    pub lease: Lease,
+    pub lease: Arc<Lease>,
 }
 
 /// What was copied of one layer; rows are the sampled tokens of all batches.

@@ -2,7 +2,8 @@
 
 use super::{Judged, Probes, Running};
 use crate::ring::{NONE16, NONE32, Record, monotonic_ns};
-use crate::scope::analysis::{Publisher, Subject};
+use crate::scope::algebra::Outbox as Publisher;
+use crate::scope::analysis::Subject;
 use crate::scope::message::{HeadEffect, TaskId};
 use crate::scope::probe::Purpose;
 use crate::scope::schema::{attention_head_slice, flag, kind, level};

@@ -3,7 +3,8 @@
 use super::heads::HeadChange;
 use super::{Measured, Running, layer_subject};
 use crate::ring::NONE32;
-use crate::scope::analysis::{Publisher, Subject};
+use crate::scope::algebra::Outbox;
+use crate::scope::analysis::Subject;
 use crate::scope::probe::{AttentionPass, LayerPass, OutputsPass, RouterPass};
 use crate::scope::schema::{attention_head_slice, flag, kind, level};
 use crate::stats::attention::{Head, Rows, divergences};
@@ -34,7 +35,7 @@ impl Running {
     /// Measures one layer against its base, if it has one, and publishes.
     pub fn layer(
         &mut self,
-        publisher: &mut Publisher,
+        outbox: &mut Outbox,
         number: u32,
         layer: LayerPass,
         base: Option<&LayerBase>,
@@ -54,20 +55,23 @@ impl Running {
         });
         let mut collapsed = None;
         if let Some(now) = &hidden {
-            self.representation(publisher, number, now, base);
+            self.representation(outbox, number, now, base);
             if !self.pass.labels.is_empty() {
                 let found = collapse(&now.sample, &self.pass.labels);
-                self.collapse(publisher, number, &found, base);
+                self.collapse(outbox, number, &found, base);
                 collapsed = Some(found);
             }
             self.samples.insert(number, now.clone());
         }
-        let attention = attention.map(|pass| self.attention(publisher, number, pass, base));
-        let router = router.map(|pass| self.router(publisher, number, pass, base));
+        let attention = attention.map(|pass| self.attention(outbox, number, pass, base));
+        let router = router.map(|pass| self.router(outbox, number, pass, base));
         let outputs = outputs.map(|OutputsPass { first_head, heads, outputs, projection }| {
             (first_head, HeadOutputs::new(outputs, projection, heads))
         });
-        if let (Some((first_head, now)), Some((_, then))) = (&outputs, base.and_then(|base| base.outputs.as_ref())) {
+        if let (Some((first_head, now)), Some((first_then, then))) =
+            (&outputs, base.and_then(|base| base.outputs.as_ref()))
+            && first_head == first_then
+        {
             let residual = base.and_then(|base| base.hidden.as_ref()).map_or(f64::NAN, |then| then.sample.norm());
             let changes = compare_outputs(then, now, residual).into_iter().zip(*first_head..);
             self.heads.extend(changes.map(|(change, head)| HeadChange { layer: number, head, change }));
@@ -77,11 +81,11 @@ impl Running {
         }
     }
 
-    fn representation(&self, publisher: &mut Publisher, layer: u32, now: &Measured, base: Option<&LayerBase>) {
+    fn representation(&self, outbox: &mut Outbox, layer: u32, now: &Measured, base: Option<&LayerBase>) {
         let Measured { sample: now, halves } = now;
         let (tokens, batches) = (now.tokens() as f64, now.batches() as f64);
         let then = base.and_then(|base| base.hidden.as_ref()).map(|then| &then.sample);
-        let mut record = self.record(publisher, kind::REPRESENTATION, layer_subject(layer));
+        let mut record = self.record(outbox, kind::REPRESENTATION, layer_subject(layer));
         if !now.is_valid() {
             record.flags |= flag::NON_FINITE;
         }
@@ -101,13 +105,13 @@ impl Running {
         let mut values = values.to_vec();
         values[6] = now.effective_rank();
         values.extend([tokens, batches]);
-        publisher.publish(record, &values);
+        outbox.publish(record, &values);
 
-        let record = self.record(publisher, kind::SUBSPACE, layer_subject(layer));
+        let record = self.record(outbox, kind::SUBSPACE, layer_subject(layer));
         let found = subspace(then.map_or(now, |then| then), now);
         // Of the base itself only the null and the gap mean anything.
         let compared = |value: f64| if then.is_some() { value } else { f64::NAN };
-        publisher.publish(
+        outbox.publish(
             record,
             &[
                 compared(found.angle_mean),
@@ -124,15 +128,15 @@ impl Running {
         );
     }
 
-    fn collapse(&self, publisher: &mut Publisher, layer: u32, now: &Collapse, base: Option<&LayerBase>) {
-        let record = self.record(publisher, kind::COLLAPSE, layer_subject(layer));
+    fn collapse(&self, outbox: &mut Outbox, layer: u32, now: &Collapse, base: Option<&LayerBase>) {
+        let record = self.record(outbox, kind::COLLAPSE, layer_subject(layer));
         let then = base.and_then(|base| base.collapse.as_ref()).map_or(f64::NAN, |then| then.nc1);
-        publisher.publish(record, &[now.nc1, then, now.null, now.classes as f64, now.tokens as f64]);
+        outbox.publish(record, &[now.nc1, then, now.null, now.classes as f64, now.tokens as f64]);
     }
 
     fn attention(
         &self,
-        publisher: &mut Publisher,
+        outbox: &mut Outbox,
         layer: u32,
         pass: AttentionPass,
         base: Option<&LayerBase>,
@@ -147,8 +151,8 @@ impl Running {
             let then = then.and_then(|then| then.heads.get(index));
             let of_base = |value: fn(&Head) -> f64| then.map_or(f64::NAN, value);
             let divergence = divergences.as_ref().and_then(|all| all.get(index)).copied().unwrap_or(f64::NAN);
-            publisher.publish(
-                self.record(publisher, kind::ATTENTION, subject),
+            outbox.publish(
+                self.record(outbox, kind::ATTENTION, subject),
                 &[
                     now.entropy,
                     of_base(|head| head.entropy),
@@ -166,13 +170,13 @@ impl Running {
         AttentionBase { first_head, rows, heads }
     }
 
-    fn router(&self, publisher: &mut Publisher, layer: u32, pass: RouterPass, base: Option<&LayerBase>) -> RouterPass {
-        let record = self.record(publisher, kind::ROUTER, layer_subject(layer));
+    fn router(&self, outbox: &mut Outbox, layer: u32, pass: RouterPass, base: Option<&LayerBase>) -> RouterPass {
+        let record = self.record(outbox, kind::ROUTER, layer_subject(layer));
         let then = base.and_then(|base| base.router.as_ref()).filter(|then| then.top_k == pass.top_k);
         // Of the base itself only the load means anything.
         let compared = |value: f64| if then.is_some() { value } else { f64::NAN };
         let found = compare_routers(&then.unwrap_or(&pass).logits, &pass.logits, pass.top_k);
-        publisher.publish(
+        outbox.publish(
             record,
             &[
                 compared(found.divergence),

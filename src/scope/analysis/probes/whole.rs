@@ -1,8 +1,9 @@
 //! What needs several layers of a pass, or several tasks at the same weights.
 
 use super::layer::LayerBase;
-use super::{Probes, Running, layer_subject};
-use crate::scope::analysis::{Publisher, Subject};
+use super::{Probes, Running, SameWeights, layer_subject};
+use crate::scope::algebra::Outbox;
+use crate::scope::analysis::Subject;
 use crate::scope::schema::kind;
 use crate::stats::cka::{cka, neighbours};
 use crate::stats::noise::Estimate;
@@ -13,7 +14,7 @@ const UNKNOWN: Estimate = Estimate { value: f64::NAN, error: f64::NAN };
 
 impl Running {
     /// Each layer against the next one that was handed over, and what has changed in that since the base.
-    pub fn neighbours(&self, publisher: &mut Publisher, base: &BTreeMap<u32, LayerBase>) {
+    pub fn neighbours(&self, outbox: &mut Outbox, base: &BTreeMap<u32, LayerBase>) {
         let then = |layer: u32| base.get(&layer).and_then(|base| Some(&*base.hidden.as_ref()?.sample));
         for ((&lower, low), (&upper, high)) in self.samples.iter().zip(self.samples.iter().skip(1)) {
             let (sample, next) = (&*low.sample, &*high.sample);
@@ -25,15 +26,15 @@ impl Running {
                 _ => (cka(sample, next).estimate(), UNKNOWN, UNKNOWN),
             };
             let (now, before, change) = found;
-            let record = self.record(publisher, kind::NEIGHBOUR, layer_subject(lower));
-            publisher.publish(record, &[now.value, before.value, change.value, change.error, sample.tokens() as f64]);
+            let record = self.record(outbox, kind::NEIGHBOUR, layer_subject(lower));
+            outbox.publish(record, &[now.value, before.value, change.value, change.error, sample.tokens() as f64]);
         }
     }
 }
 
 impl Probes {
     /// Tasks whose probes were run at the same weights: how alike their representations are, over all layers.
-    pub(super) fn similarity(&mut self, publisher: &mut Publisher, running: &Running) {
+    pub(super) fn similarity(&mut self, outbox: &mut Outbox, running: &Running) {
         if self.same_weights_epoch != running.pass.epoch {
             self.same_weights.clear();
             self.same_weights_epoch = running.pass.epoch;
@@ -43,10 +44,10 @@ impl Probes {
             return;
         }
         let task = running.pass.task;
-        for (&other, samples) in self.same_weights.iter().filter(|(other, _)| **other != task) {
+        for (&other, there) in self.same_weights.iter().filter(|(other, _)| **other != task) {
             let mut found = Similarity::default();
             for (layer, now) in &running.samples {
-                if let Some(then) = samples.get(layer)
+                if let Some(then) = there.samples.get(layer)
                     && let (Some(halves), Some(other_halves)) = (&now.halves, &then.halves)
                 {
                     found.add(&similarity((&now.sample, halves), (&then.sample, other_halves)));
@@ -55,7 +56,7 @@ impl Probes {
             if found.layers == 0 {
                 continue;
             }
-            let mut record = running.record(publisher, kind::SIMILARITY, Subject::MODEL);
+            let mut record = running.record(outbox, kind::SIMILARITY, Subject::MODEL);
             // One record per pair; neither is the earlier one.
             (record.task, record.reference) = (task.max(other), task.min(other));
             let values = [
@@ -68,8 +69,9 @@ impl Probes {
                 found.tokens as f64,
                 found.tokens_other as f64,
             ];
-            publisher.publish(record, &values);
+            outbox.publish(record, &values);
         }
-        self.same_weights.insert(task, running.samples.clone());
+        let (samples, lease) = (running.samples.clone(), running.pass.lease.clone());
+        self.same_weights.insert(task, SameWeights { samples, _lease: lease });
     }
 }
