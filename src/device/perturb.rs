@@ -1,8 +1,8 @@
 //! Moving parameters and back, and algebra on vectors as long as the model: what measuring curvature needs of a device.
 //!
-//! Vectors are flat, fp32, and the library's own. Sums are fp64 in a fixed order, so the same vectors give the same bits. This is the only place that writes to the trainer's
-//! memory, and it writes nothing but originals plus a multiple of a direction; with an empty direction it writes the
-//! originals' bits.
+//! Vectors are flat, fp32, and the library's own. Sums are fp64 in a fixed order, so the same vectors give the same bits.
+//! This is the only place that writes to the trainer's memory, and it writes nothing but originals plus a multiple of a
+//! direction; with an empty direction it writes the originals' bits.
 
 use super::{Segment, SliceRead, Writable};
 
