@@ -665,8 +665,9 @@ fgs_status fgs_register(fgs_scope *scope,
 // Says where all of a tensor's data lies: `what` is FGS_GRAD, FGS_PARAM or FGS_MASTER.
 //
 // The data is read later, inside `fgs_gradients_ready`, `fgs_step_end`, `fgs_reference_add`, `fgs_snapshot`,
-// `fgs_task_end` and the functions of a curvature run, which also writes to FGS_PARAM, and never outside them. It must stay readable until it is bound to something else or unbound with
-// `tensor` NULL. Binding again costs little when only the address changes, so it may be done in every step.
+// `fgs_task_end`, `fgs_probe_head_output` and the functions of a curvature run, and never outside them. A curvature run also
+// writes to FGS_PARAM. The data must stay readable until it is bound to something else or unbound with `tensor` NULL.
+// Binding again costs little when only the address changes, so it may be done in every step.
 //
 // Accepted: float64, float32, float16, bfloat16, in host memory, row-major or any strides that amount to at most two
 // dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
