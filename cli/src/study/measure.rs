@@ -15,8 +15,8 @@ pub enum Measure {
     Predicted,
     /// 1 − debiased CKA with the earlier task's base pass, mean over layers.
     CkaDrop,
-    /// Subspace overlap of the two tasks' representations at the end of the earlier task, between chance (0) and what the
-    /// same task would have (1).
+    /// Subspace overlap of the two tasks' representations at the weights that the later one begins with, between chance (0)
+    /// and what the same task would have (1).
     Similarity,
     /// Loss of the later task before its training, above that after it: how much there was to learn. Known afterwards.
     ExcessLoss,
