@@ -24,6 +24,9 @@ bench: $(SETUP) $(BUILD)/python/.numpy  ## what measuring costs, as ratios
 	    $(CARGO) bench -q -p forgetscope --bench cpu
 	@echo "$(BUILD)/bench-cpu.json has the figures"
 
+study: $(SETUP) lib program trainer  ## train many short runs; what goes with forgetting, and a forecast (about 5 minutes)
+	@scripts/study
+
 overhead: $(SETUP) lib trainer  ## how much the demo's training is slowed
 	@scripts/overhead
 
@@ -59,4 +62,4 @@ $(BUILD)/python/.numpy: $(SETUP)
 	$(BUILD)/python/bin/pip install -q numpy
 	touch $@
 
-.PHONY: help demo test bench overhead header lib program trainer clean
+.PHONY: help demo test bench study overhead header lib program trainer clean

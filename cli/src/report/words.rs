@@ -206,7 +206,8 @@ pub fn severity_in_words(task: &str, found: &Severities) -> String {
         _ if !found.has_effects => String::new(),
         (0, _) | (_, None) => ", none severely".into(),
         (n, Some(((layer, head), effect, error))) => format!(
-            ", {n} severely (most of all layer {layer} head {head}: with its old weights the loss is {} ± {} lower)",
+            ", {n} severely ({}layer {layer} head {head}: with its old weights the loss is {} ± {} lower)",
+            if n == 1 { "" } else { "most of all " },
             figure(effect),
             cosine_error(error)
         ),
@@ -281,7 +282,7 @@ fn heads_in_words(data: &Data, reference: &str, heads: &Heads) -> String {
 
 /// An error is given to the digits that matter.
 pub fn cosine_error(error: f64) -> String {
-    significant(error, 2)
+    minus(&significant(error, 2))
 }
 
 fn drift_in_words(reference: &str, drift: &LayerDrift) -> String {

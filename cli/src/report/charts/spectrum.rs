@@ -20,7 +20,7 @@ pub struct Spectrum {
 const WIDTH: f64 = 920.0;
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 16.0;
-const TOP: f64 = 24.0;
+const TOP: f64 = 42.0;
 const PANEL: f64 = 96.0;
 const GAP: f64 = 30.0;
 /// Decades below the largest value that are told apart from 0.

@@ -90,6 +90,11 @@ impl Landscapes {
         let now = measured().rfind(|(step, run)| !run.is_base && then.is_none_or(|then| *step >= then.0));
         (then, now)
     }
+
+    /// The latest run against the base.
+    pub fn flattening(&self) -> Option<Flattening> {
+        self.then_and_now().1?.1.flattening
+    }
 }
 
 impl Landscape {

@@ -182,9 +182,17 @@ impl Data {
         }
     }
 
+    /// A task in training is compared with what it was before its own training: that is learning and not forgetting.
+    fn is_learning(purpose: Purpose, record: &Record) -> bool {
+        purpose == Purpose::Later && record.task == record.reference
+    }
+
     fn layer(&mut self, kind: &str, names: &Names, record: &Record, value: impl Fn(&str) -> f64) {
         let Some(number) = names.place(record).layer else { return };
         let (purpose, step) = (Purpose::of(names, record), record.step);
+        if Self::is_learning(purpose, record) {
+            return;
+        }
         let layer = self.representations.entry(record.reference).or_default().entry(number).or_default();
         match kind {
             "representation" => layer.states.add(purpose, step, States::of(value)),
@@ -196,6 +204,9 @@ impl Data {
 
     fn head(&mut self, kind: &str, names: &Names, record: &Record, value: impl Fn(&str) -> f64) {
         let (purpose, step) = (Purpose::of(names, record), record.step);
+        if Self::is_learning(purpose, record) {
+            return;
+        }
         let heads = self.attention.entry(record.reference).or_default();
         let place = names.place(record);
         match (kind, place.layer.zip(place.head)) {
@@ -316,6 +327,8 @@ mod tests {
         for (flags, cka) in [(flag::BASE, f64::NAN), (0, 0.8), (flag::CONTINUED, 0.97)] {
             data.absorb(&names, &record(kind::REPRESENTATION, level::LAYER, 2, flags, &[cka, 0.01]));
         }
+        let own = record(kind::REPRESENTATION, level::LAYER, 2, 0, &[0.1, 0.01]);
+        data.absorb(&names, &Record { task: 0, ..own });
         let layer = &data.representations[&0][&2];
         assert_eq!((layer.latest().unwrap().found.cka, layer.continued()), (0.8, Some(0.97)));
         let slice = attention_head_slice(2, 3);

@@ -18,7 +18,7 @@ impl Flatness {
 }
 
 pub fn of(landscapes: &Landscapes) -> Option<Flatness> {
-    let found = landscapes.then_and_now().1?.1.flattening?;
+    let found = landscapes.flattening()?;
     let ratios = [(found.relative_trace, found.relative_trace_error, true), (found.trace, found.trace_error, false)];
     // What the ratio that rescaling cannot change does not say is not taken from the one that it can.
     let (ratio, error, is_relative) =

@@ -7,7 +7,7 @@ mod landscape;
 mod representation;
 mod severity;
 
-pub use landscape::Flatness;
+pub use landscape::{Flatness, of as flatness};
 pub use representation::Representation;
 pub use severity::Severities;
 

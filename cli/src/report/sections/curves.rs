@@ -1,14 +1,15 @@
 //! Forgetting curves: every metric of every task over steps.
 
+use std::collections::BTreeMap;
+
 use maud::{Markup, html};
 
 use super::{Part, between, missing, stretches};
-use crate::format::significant;
 use crate::report::charts::Paint;
 use crate::report::charts::lines::{Lines, Piece, Series, Stroke};
-use crate::report::data::{Data, Stage, Trend};
+use crate::report::data::{Data, Evaluation, Stage, Trend};
 use crate::report::findings::{Findings, Outcome};
-use crate::report::words::figure;
+use crate::report::words::{cosine_error, figure};
 
 pub fn section(data: &Data) -> Markup {
     let Some(main) = data.main_metric() else {
@@ -77,24 +78,25 @@ fn chart(data: &Data, metric: u16, y_name: &str, height: f64) -> Markup {
     }
     let stretches = stretches(data, None);
     let is_loss = data.catalog.names.metrics.get(&metric).is_some_and(|metric| metric.name == "loss");
-    let strip = if is_loss { stages(data) } else { Vec::new() };
+    let strip = if is_loss { stages(data, &data.evaluations[&metric]) } else { Vec::new() };
     Lines { y_name, width: 920.0, height, series, stretches: &stretches, strip, ..Lines::default() }.draw()
 }
 
-/// The stage of the task in training, from each evaluation since the one before.
-fn stages(data: &Data) -> Vec<Piece> {
+/// The stage of the task in training, from each evaluation since the one before; the first from the first evaluation of
+/// the task on, since that is what it is judged by.
+fn stages(data: &Data, evaluations: &BTreeMap<u16, Vec<Evaluation>>) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for span in &data.spans {
         let inside = |step: u64| step > span.begin && span.end.is_none_or(|end| step <= end);
         let stages = data.stages.get(&span.task).into_iter().flatten().filter(|stage| inside(stage.step));
-        let mut begin = None;
+        let first =
+            evaluations.get(&span.task).into_iter().flatten().map(|found| found.step).find(|step| inside(*step));
+        let mut begin = first.unwrap_or(span.begin);
         for Stage { step, trend, slope, error } in stages.copied() {
-            // The first says something of the evaluations before it; how far back is not in the record.
-            let from = begin.unwrap_or(step.saturating_sub(1).max(span.begin));
-            let slope = format!("{} ± {} per step", figure(slope), significant(error, 2));
+            let slope = format!("{} ± {} per step", figure(slope), cosine_error(error));
             let title = format!("{}, {} at step {step}: slope of ln loss {slope}", data.task(span.task), trend.name());
-            pieces.push(Piece { begin: from as f64, end: step as f64, paint: paint(trend), title });
-            begin = Some(step);
+            pieces.push(Piece { begin: begin as f64, end: step as f64, paint: paint(trend), title });
+            begin = step;
         }
     }
     pieces
@@ -123,10 +125,11 @@ mod tests {
         data.spans.push(Span { task: 0, begin: 0, end: Some(100) });
         let stage = |step, trend| Stage { step, trend, slope: -0.1, error: 0.01 };
         data.stages.insert(0, vec![stage(40, Trend::Descent), stage(60, Trend::Plateau), stage(150, Trend::Rise)]);
-        let pieces = stages(&data);
+        let evaluation = |step| Evaluation::of(step, |_| 1.0);
+        let pieces = stages(&data, &BTreeMap::from([(0, vec![evaluation(20), evaluation(40)])]));
         assert_eq!(
             pieces.iter().map(|piece| (piece.begin, piece.end)).collect::<Vec<_>>(),
-            [(39.0, 40.0), (40.0, 60.0)]
+            [(20.0, 40.0), (40.0, 60.0)]
         );
         assert!(pieces[1].title.contains("plateau") && pieces[1].paint != pieces[0].paint);
     }

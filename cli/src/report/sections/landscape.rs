@@ -3,12 +3,12 @@
 use maud::{Markup, html};
 
 use super::{Part, columns, missing, of_reference, or_nothing, with_error};
-use crate::format::{count, plural};
+use crate::format::{count, number};
 use crate::report::charts::Paint;
 use crate::report::charts::lines::{Lines, Series, Stroke};
 use crate::report::charts::spectrum::{Spectrum, draw};
 use crate::report::data::{Curvature, Data, Fisher, Landscape, Landscapes, Secant};
-use crate::report::findings::Findings;
+use crate::report::findings::{Findings, flatness};
 use crate::report::words::{figure, landscape_in_words};
 
 pub fn section(data: &Data) -> Markup {
@@ -44,25 +44,26 @@ pub fn section(data: &Data) -> Markup {
         },
         body: html! {
             @for (task, found) in &shown {
-                (of_reference(data, *task, &caption(data, *task, found), figures(found)))
+                (of_reference(data, *task, &caption(data, *task, found), figures(data, found)))
             }
         },
     }
     .draw()
 }
 
+/// Of the headline's task if it was compared, or else of the first that was.
 fn title(data: &Data) -> String {
-    let findings = Findings::of(data);
-    if let (Some(task), Some(found)) = (findings.reference, &findings.landscape) {
-        let text = landscape_in_words(&data.task(task), found);
-        return text.trim_end_matches('.').into();
+    let flattening = |task: &u16| data.landscapes.get(task).and_then(Landscapes::flattening);
+    let reference = Findings::of(data).reference.filter(|task| flattening(task).is_some());
+    let Some(task) = reference.or(data.landscapes.keys().copied().find(|task| flattening(task).is_some())) else {
+        return "How curved the loss of each task is".into();
+    };
+    if let Some(found) = flatness(&data.landscapes[&task]) {
+        return landscape_in_words(&data.task(task), &found).trim_end_matches('.').into();
     }
-    let compared =
-        findings.reference.filter(|task| data.landscapes.get(task).is_some_and(|l| l.then_and_now().1.is_some()));
-    match compared {
-        Some(task) => format!("The loss landscape of {} cannot be told from that at its end", data.task(task)),
-        None => "How curved the loss of each task is".into(),
-    }
+    let is_relative = flattening(&task).is_some_and(|found| found.relative_trace.is_finite());
+    let by = if is_relative { ", by its relative trace" } else { "" };
+    format!("The loss landscape of {} cannot be told from that at its end{by}", data.task(task))
 }
 
 fn caption(data: &Data, task: u16, found: &Landscapes) -> String {
@@ -73,7 +74,7 @@ fn caption(data: &Data, task: u16, found: &Landscapes) -> String {
     format!("loss of {}{steps}", data.task(task))
 }
 
-fn figures(found: &Landscapes) -> Markup {
+fn figures(data: &Data, found: &Landscapes) -> Markup {
     let (then, now) = found.then_and_now();
     let spectra = [("at the end of its training", 4, then), ("now", 0, now)];
     let spectra = spectra.into_iter().filter_map(|(name, paint, run)| {
@@ -91,7 +92,7 @@ fn figures(found: &Landscapes) -> Markup {
             div {
                 @if let Some(run) = path { (loss_path(&run.path)) }
                 (for_nothing(found.fisher.as_ref(), found.secant.as_ref()))
-                @if let Some(run) = now.or(then).filter(|run| !run.blocks.is_empty()) { (blocks(run)) }
+                @if let Some(run) = now.or(then).filter(|run| !run.blocks.is_empty()) { (blocks(data, run)) }
             }
         }
     }
@@ -131,6 +132,10 @@ fn table(then: Option<&Landscape>, now: Option<&Landscape>) -> Markup {
             vec![html! { (name) }, html! { (of(then, text)) }, html! { (of(now, text)) }, html! { (ratio(name)) }]
         })
         .collect();
+    if now.is_none() {
+        let rows: Vec<Vec<Markup>> = rows.into_iter().map(|row| row.into_iter().take(2).collect()).collect();
+        return columns(&["", "then"], &rows);
+    }
     columns(&["", "then", "now", "ratio"], &rows)
 }
 
@@ -148,12 +153,14 @@ fn for_nothing(fisher: Option<&Fisher>, secant: Option<&Secant>) -> Markup {
         let unit = if found.is_unscaled { " (batch size unknown: ratios only)" } else { "" };
         let largest: Vec<String> = found.eigenvalues.iter().filter(|v| v.is_finite()).map(|v| figure(*v)).collect();
         let null = figure(found.trace / (found.batches - 1.0));
-        rows.push(vec![html! { "Fisher, largest" (unit) }, html! { (largest.join(", ")) " (null " (null) " each)" }]);
+        rows.push(vec![html! { "Fisher, largest" (unit) }, html! { (largest.join(", ")) }]);
+        rows.push(vec![html! { "its null: noise alike in all directions" }, html! { (null) " each" }]);
         let rank = format!("{} of at most {}", or_nothing(found.effective_rank), figure(found.batches - 1.0));
         rows.push(vec![html! { "Fisher, trace; effective rank" }, html! { (or_nothing(found.trace)) "; " (rank) }]);
     }
-    if let Some(found) = secant {
-        let batches = plural(found.batches as u64, "batch").replace("batchs", "batches");
+    if let Some(found) = secant.filter(|found| found.curvature.is_finite()) {
+        let batches =
+            if found.batches == 1.0 { "one batch".into() } else { format!("{} batches", number(found.batches)) };
         let sizes = format!(" over a distance of {}, {batches}, step {}", figure(found.distance), count(found.step));
         rows.push(vec![
             html! { "secant along the drift" },
@@ -164,7 +171,7 @@ fn for_nothing(fisher: Option<&Fisher>, secant: Option<&Secant>) -> Markup {
 }
 
 /// The tensors with the largest eigenvalues of their own blocks.
-fn blocks(run: &Landscape) -> Markup {
+fn blocks(data: &Data, run: &Landscape) -> Markup {
     let mut blocks: Vec<(u32, Curvature)> = run.blocks.iter().map(|(tensor, found)| (*tensor, *found)).collect();
     blocks.sort_by(|a, b| b.1.largest.total_cmp(&a.1.largest));
     let rows: Vec<Vec<Markup>> = blocks
@@ -172,7 +179,7 @@ fn blocks(run: &Landscape) -> Markup {
         .take(8)
         .map(|(tensor, found)| {
             vec![
-                html! { "tensor " (tensor) },
+                html! { (data.catalog.names.tensor(*tensor).unwrap_or_default()) },
                 html! { (or_nothing(found.largest)) },
                 html! { (with_error(found.trace, found.trace_error)) },
             ]

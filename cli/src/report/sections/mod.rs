@@ -26,8 +26,8 @@ use maud::{Markup, html};
 use super::charts::lines::{Series, Stroke};
 use super::charts::{Paint, Stretch};
 use super::data::Data;
-use super::words::figure;
-use crate::format::{NOTHING, significant};
+use super::words::{cosine_error, figure};
+use crate::format::NOTHING;
 
 /// With more layers than this, only some lines have their names beside them.
 const NAMED: usize = 8;
@@ -111,7 +111,7 @@ fn columns(headings: &[&str], rows: &[Vec<Markup>]) -> Markup {
 /// `0.42 ± 0.05`; a dash where there is no value.
 fn with_error(value: f64, error: f64) -> String {
     match (value.is_finite(), error.is_finite()) {
-        (true, true) => format!("{} ± {}", figure(value), significant(error, 2)),
+        (true, true) => format!("{} ± {}", figure(value), cosine_error(error)),
         (true, false) => figure(value),
         (false, _) => NOTHING.into(),
     }

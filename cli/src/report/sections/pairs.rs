@@ -34,9 +34,11 @@ pub fn section(data: &Data) -> Markup {
              and 1 what two samples of one task would have. Cosine: of mean gradients, freed of noise, in the first "
             (between_steps(&pairs)) " steps of the later task. Excess loss: what the later task's loss fell by, how much there was to learn. \
              Forgotten: rise of the earlier task's loss while the later one was trained. n = " (plural(pairs.len() as u64, "pair"))
-            " of one run, which share a model and a seed"
-            @if pairs.len() < FEWEST { ": too few to say what goes with what." } @else { (ranks(&pairs)) }
-            " `forgetscope study` takes many runs."
+            " of one run"
+            @if pairs.len() < FEWEST { ": too few to say what goes with what. " } @else {
+                ", which share a model and a seed" (ranks(&pairs)) " "
+            }
+            code { "forgetscope study" } " takes many runs."
             @if !has_similarity { " Similarity takes probes of both tasks before the later one is trained (fgs_probe_begin)." }
         },
         body: columns(

@@ -46,7 +46,8 @@ pub fn section(data: &Data) -> Markup {
             } @else {
                 " How much further training on the earlier task itself would change was not measured (continued_updates of fgs_probe_begin)."
             }
-            " Biased CKA is there to be compared with published figures; it depends on the number of tokens. Mean shift: distance of the \
+            " Biased CKA, which published figures often are, is now " (range(layers().filter_map(|layer| Some(layer.latest()?.found.biased))))
+            "; it depends on the number of tokens. Mean shift: distance of the \
              means over the spread at the base. Effective rank: participation ratio of the covariance. Bold in the last column: the layer's \
              likeness to the next one has changed by more than two standard errors, which marks it as critical; which of the two moved \
              is not known."
@@ -69,6 +70,13 @@ fn title(data: &Data, shown: &[(u16, &Layers)]) -> String {
         (Some(task), Some(found)) => capitalised(&furthest_in_words(&data.task(task), found)),
         _ => format!("How each layer represents the text of {}", data.task(shown[0].0)),
     }
+}
+
+/// `0.61 to 0.74`.
+fn range(values: impl Iterator<Item = f64>) -> String {
+    let (low, high) =
+        values.fold((f64::NAN, f64::NAN), |(low, high): (f64, f64), value| (low.min(value), high.max(value)));
+    if low == high { or_nothing(low) } else { format!("{} to {}", or_nothing(low), or_nothing(high)) }
 }
 
 /// With the step of the base.
@@ -111,7 +119,7 @@ fn table(layers: &Layers) -> Markup {
     }
     let rows: Vec<Vec<Markup>> = all.iter().map(|(number, layer)| row(*number, layer)).collect();
     html! {
-        (columns(&["layer", "CKA", "biased", "continued", "mean shift", "effective rank", "change to next"], &rows))
+        (columns(&["layer", "CKA", "continued", "mean shift", "effective rank", "change to next"], &rows))
         @if left_out > 0 { p.note { "The " (count(ROWS as u64)) " layers that have changed most, of " (count((ROWS + left_out) as u64)) "." } }
     }
 }
@@ -122,8 +130,7 @@ fn row(number: u32, layer: &Layer) -> Vec<Markup> {
     let change = neighbour.map_or_else(|| or_nothing(f64::NAN), |found| with_error(found.change, found.error));
     vec![
         html! { (number) },
-        html! { (with_error(now.cka, now.error)) },
-        html! { (or_nothing(now.biased)) },
+        html! { span title={ "biased CKA " (or_nothing(now.biased)) } { (with_error(now.cka, now.error)) } },
         html! { (or_nothing(layer.continued().unwrap_or(f64::NAN))) },
         html! { (or_nothing(now.mean_shift)) },
         html! { (figure(now.effective_rank_base)) " → " (figure(now.effective_rank)) },

@@ -99,7 +99,8 @@ fn caption(data: &Data, reference: u16, heads: &AttentionHeads) -> String {
     let mut text = format!("text of {}: of {} heads, {changed} changed", data.task(reference), count(total as u64));
     match heads.latest().any(|(_, head)| head.effect.is_finite()) {
         true => text += &format!(", {severe} of them severe"),
-        false => text += "; how severe is not known (fgs_head_effect)",
+        false if changed > 0 => text += "; how severe is not known (fgs_head_effect)",
+        false => {}
     }
     if undetermined > 0 {
         text += &format!("; {undetermined} undetermined");
