@@ -121,7 +121,7 @@ fn representations_are_compared_with_further_training() {
     let (text, markup) = part_of_the_story("representation");
     assert!(text.contains("Of 4 layers, layer 2 represents the text of legal most differently"), "{text}");
     assert!(text.contains("text of legal, against step 199"), "{text}");
-    assert!(text.contains("2 0.55 ± 0.01 0.97 0.225 12 → 10.2 0.004 ± 0.01"), "the row of layer 2: {text}");
+    assert!(text.contains("2 0.55 ± 0.01 0.97 0.225 12 → 10 0.004 ± 0.01"), "the row of layer 2: {text}");
     assert!(markup.contains("<b>−0.12 ± 0.01</b>") && markup.matches("<b>").count() == 2, "layer 1, for both tasks");
     assert!(
         text.contains("Grey: what further training")
@@ -173,7 +173,7 @@ fn landscapes_are_then_and_now() {
     // Seven nodes: of legal and of medical twice, of code once.
     assert_eq!(markup.matches("class=\"stem\"").count(), 35);
     assert!(text.contains("way from the end of the task (0) to now (1)"));
-    assert!(text.contains("secant along the drift 0.25 ± 0.06 over a distance of 3, 16 batches"), "{text}");
+    assert!(text.contains("secant along the drift 0.25 ± 0.06 secant, distance; batches 3; 16 at step 599"), "{text}");
     assert!(text.contains("Fisher, largest 50, 20, 12, 9, 7") && text.contains("h.0.v.weight 9 80 ± 4"), "{text}");
 }
 

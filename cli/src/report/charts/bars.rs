@@ -24,7 +24,7 @@ const WIDTH: f64 = 920.0;
 pub fn draw(rows: &[Row], base: (f64, &str)) -> Markup {
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let left = (20.0 + 6.8 * longest as f64).clamp(90.0, 300.0);
-    let scale = Scale::new((0.0, 1.0), (left, WIDTH - 270.0));
+    let scale = Scale::new((0.0, 1.0), (left, WIDTH - 300.0));
     let bottom = TOP + ROW * rows.len() as f64;
     html! {
         svg.chart viewBox=(format!("0 0 {} {}", px(WIDTH), px(bottom + 40.0))) style=(format!("max-width:{}px", px(WIDTH))) role="img" {

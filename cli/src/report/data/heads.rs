@@ -60,6 +60,12 @@ pub struct Depth {
 }
 
 impl AttentionHeads {
+    pub fn retain(&mut self, qualifies: impl Fn(u64) -> bool + Copy) {
+        self.changes.values_mut().for_each(|looks| looks.retain(qualifies));
+        self.attention.values_mut().for_each(|looks| looks.retain(qualifies));
+        self.depth.retain(qualifies);
+    }
+
     /// The latest look at every head whose change is known.
     pub fn latest(&self) -> impl Iterator<Item = (HeadId, &HeadChange)> {
         let latest = self.changes.iter().filter_map(|(id, looks)| Some((*id, &looks.latest()?.found)));

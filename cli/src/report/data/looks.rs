@@ -58,6 +58,11 @@ impl<T> Looks<T> {
         }
     }
 
+    /// Keeps what was found later at steps that qualify.
+    pub fn retain(&mut self, qualifies: impl Fn(u64) -> bool) {
+        self.later.retain(|look| qualifies(look.step));
+    }
+
     pub fn latest(&self) -> Option<&Look<T>> {
         self.later.last()
     }

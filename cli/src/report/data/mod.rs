@@ -253,6 +253,22 @@ impl Data {
             }
         }
         self.spans.sort_by_key(|span| span.begin);
+        self.forget_tasks_to_come();
+    }
+
+    /// A task that is looked at before it is trained has nothing to forget: what changes then is no subject of this page.
+    fn forget_tasks_to_come(&mut self) {
+        let facts = &self.catalog.facts;
+        let is_complete = facts.overwritten == 0 && facts.lost == 0;
+        let begins = |task: u16| self.spans.iter().find(|span| span.task == task).map(|span| span.begin);
+        // A task that is not known to have begun may have done so in records that are gone.
+        let was_trained = |task: u16, step: u64| begins(task).map_or(!is_complete, |begin| step > begin);
+        for (&task, layers) in &mut self.representations {
+            layers.values_mut().for_each(|layer| layer.retain(|step| was_trained(task, step)));
+        }
+        for (&task, heads) in &mut self.attention {
+            heads.retain(|step| was_trained(task, step));
+        }
     }
 
     pub fn task(&self, task: u16) -> String {
@@ -329,6 +345,8 @@ mod tests {
         }
         let own = record(kind::REPRESENTATION, level::LAYER, 2, 0, &[0.1, 0.01]);
         data.absorb(&names, &Record { task: 0, ..own });
+        data.spans = vec![Span { task: 0, begin: 0, end: Some(5) }];
+        data.finish();
         let layer = &data.representations[&0][&2];
         assert_eq!((layer.latest().unwrap().found.cka, layer.continued()), (0.8, Some(0.97)));
         let slice = attention_head_slice(2, 3);
@@ -337,6 +355,9 @@ mod tests {
         let (id, head) = data.attention[&0].latest().next().unwrap();
         assert_eq!((id, head.severity, head.is_extrapolated), ((2, 3), Some(Severity::Severe), true));
         assert!((head.over_null() - 6.0).abs() < 1e-12);
+        data.spans = vec![Span { task: 0, begin: 7, end: None }];
+        data.finish();
+        assert!(data.attention[&0].latest().next().is_none(), "it was not trained when it was looked at");
     }
 
     #[test]

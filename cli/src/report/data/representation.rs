@@ -60,6 +60,13 @@ pub struct Router {
 }
 
 impl Layer {
+    pub fn retain(&mut self, qualifies: impl Fn(u64) -> bool + Copy) {
+        self.states.retain(qualifies);
+        self.angles.retain(qualifies);
+        self.neighbours.retain(qualifies);
+        self.routers.retain(qualifies);
+    }
+
     /// The latest comparison with the base, if it has a value.
     pub fn latest(&self) -> Option<&Look<States>> {
         self.states.latest().filter(|look| look.found.cka.is_finite())

@@ -159,13 +159,9 @@ fn for_nothing(fisher: Option<&Fisher>, secant: Option<&Secant>) -> Markup {
         rows.push(vec![html! { "Fisher, trace; effective rank" }, html! { (or_nothing(found.trace)) "; " (rank) }]);
     }
     if let Some(found) = secant.filter(|found| found.curvature.is_finite()) {
-        let batches =
-            if found.batches == 1.0 { "one batch".into() } else { format!("{} batches", number(found.batches)) };
-        let sizes = format!(" over a distance of {}, {batches}, step {}", figure(found.distance), count(found.step));
-        rows.push(vec![
-            html! { "secant along the drift" },
-            html! { (with_error(found.curvature, found.error)) (sizes) },
-        ]);
+        rows.push(vec![html! { "secant along the drift" }, html! { (with_error(found.curvature, found.error)) }]);
+        let sizes = format!("{}; {} at step {}", figure(found.distance), number(found.batches), count(found.step));
+        rows.push(vec![html! { "secant, distance; batches" }, html! { (sizes) }]);
     }
     html! { @if !rows.is_empty() { (columns(&["from references", ""], &rows)) } }
 }

@@ -5,7 +5,7 @@ use forgetscope::stats::correlation::spearman;
 use maud::{Markup, html};
 
 use super::{Part, columns, missing, or_nothing};
-use crate::format::{number, plural};
+use crate::format::plural;
 use crate::report::data::Data;
 use crate::report::words::{cosine, figure};
 use crate::study::{Case, Measure};
@@ -102,7 +102,7 @@ fn row(case: &Case) -> Vec<Markup> {
         html! { (value(Measure::Similarity)) },
         html! { (value(Measure::GradientCosine)) },
         html! { (value(Measure::ExcessLoss)) },
-        html! { (number((case.forgetting * 1e4).round() / 1e4).replace('-', "−")) },
+        html! { (figure(case.forgetting)) },
     ]
 }
 

@@ -5,11 +5,11 @@ use maud::{Markup, html};
 use super::{
     Part, Points, between, columns, layer_lines, missing, of_reference, or_nothing, stretches, width_of, with_error,
 };
-use crate::format::count;
+use crate::format::{count, significant};
 use crate::report::charts::lines::{Band, Lines};
 use crate::report::data::{Data, Layer, Layers};
 use crate::report::findings::Findings;
-use crate::report::words::{capitalised, figure, furthest_in_words};
+use crate::report::words::{capitalised, cosine, cosine_error, furthest_in_words};
 
 /// Rows of the table: with more layers, those that have changed most.
 const ROWS: usize = 16;
@@ -72,6 +72,11 @@ fn title(data: &Data, shown: &[(u16, &Layers)]) -> String {
     }
 }
 
+/// Two digits.
+fn short(value: f64) -> String {
+    significant(value, 2)
+}
+
 /// `0.61 to 0.74`.
 fn range(values: impl Iterator<Item = f64>) -> String {
     let (low, high) =
@@ -130,10 +135,10 @@ fn row(number: u32, layer: &Layer) -> Vec<Markup> {
     let change = neighbour.map_or_else(|| or_nothing(f64::NAN), |found| with_error(found.change, found.error));
     vec![
         html! { (number) },
-        html! { span title={ "biased CKA " (or_nothing(now.biased)) } { (with_error(now.cka, now.error)) } },
+        html! { span title={ "biased CKA " (or_nothing(now.biased)) } { (cosine(now.cka)) " ± " (cosine_error(now.error)) } },
         html! { (or_nothing(layer.continued().unwrap_or(f64::NAN))) },
         html! { (or_nothing(now.mean_shift)) },
-        html! { (figure(now.effective_rank_base)) " → " (figure(now.effective_rank)) },
+        html! { (short(now.effective_rank_base)) " → " (short(now.effective_rank)) },
         html! { @if layer.is_critical() { b { (change) } } @else { (change) } },
     ]
 }
