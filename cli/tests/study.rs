@@ -120,6 +120,10 @@ fn the_table_is_for_people() {
         "{said}"
     );
     assert!(said.contains("always saying the rate of the other runs"), "{said}");
+    let recordings: Vec<PathBuf> = (0..4).map(|index| directory.path().join(format!("recording-{index}"))).collect();
+    let paths: Vec<&str> = recordings.iter().map(|path| text(path)).collect();
+    let next = stdout(&[&["study", "--next-only", "--threshold", "0.6"], &paths[..]].concat());
+    assert_eq!(next, said, "of two tasks one is always next");
     let alone = stdout(&["study", text(&directory.path().join("recording-0"))]);
     assert!(alone.contains("[–, –]") && alone.contains("No forecast: it takes at least two runs."), "{alone}");
 }

@@ -24,6 +24,9 @@ pub struct Args {
     /// Share of a task's steps that the forecast looks at
     #[arg(long, default_value_t = study::EARLY, value_name = "SHARE")]
     early: f64,
+    /// Leave out earlier tasks with another one in between: they have been forgotten already
+    #[arg(long)]
+    next_only: bool,
     /// Write the forecast, fitted to all runs, for `forgetscope report --forecast`
     #[arg(long, value_name = "FILE")]
     forecast: Option<PathBuf>,
@@ -56,6 +59,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if stderr().is_terminal() {
         let _ = write!(stderr(), "\r\x1b[K");
+    }
+    cases.retain(|case| case.is_next || !args.next_only);
+    if cases.is_empty() {
+        bail!("no recording has the loss of the task right before another; leave out --next-only");
     }
     let threshold = args.threshold.unwrap_or_else(|| study::median_forgetting(&cases));
     let relations = study::relations(&cases);

@@ -17,6 +17,8 @@ pub struct Case {
     pub later: String,
     /// Rise of the earlier task's loss while the later one was trained; NaN if nobody said, or if it is not over.
     pub forgetting: f64,
+    /// Nothing was trained between the two.
+    pub is_next: bool,
     /// The later task has been trained to its end.
     pub is_over: bool,
     /// Updates of the later task that the measurements are from.
@@ -55,5 +57,14 @@ pub fn cases_of(recording: &Recording, run: usize, early: f64) -> Result<Vec<Cas
 #[cfg(test)]
 pub fn case_of(measure: Measure, value: f64, forgetting: f64) -> Case {
     let values = BTreeMap::from([(measure, value)]);
-    Case { run: 0, earlier: "a".into(), later: "b".into(), forgetting, is_over: true, early_steps: 9, values }
+    Case {
+        run: 0,
+        earlier: "a".into(),
+        later: "b".into(),
+        forgetting,
+        is_next: true,
+        is_over: true,
+        early_steps: 9,
+        values,
+    }
 }

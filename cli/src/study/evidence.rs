@@ -63,7 +63,9 @@ impl Evidence {
                 }
             }
             ("step", _) if record.task != NONE16 => {
-                self.gradients.entry(record.task).or_default().push((record.step, value("gradient_norm")));
+                // Clipping is in the scale: after it, most gradients are as large as each other.
+                let norm = value("gradient_norm") / value("scale");
+                self.gradients.entry(record.task).or_default().push((record.step, norm));
             }
             ("corrected", "model") => push(&mut self.cosines, value("cosine")),
             ("interference", "model") => push(&mut self.interference, value("cosine")),
@@ -97,8 +99,10 @@ impl Evidence {
             for task in earlier {
                 let forgetting = end.and_then(|end| self.rise(task, begin, end)).unwrap_or(f64::NAN);
                 let values = self.values(task, later, begin, until, end);
+                let is_next = self.spans[index - 1].0 == task;
                 let (earlier, later, is_over) = (name(task), name(later), end.is_some());
-                cases.push(Case { run, earlier, later, forgetting, is_over, early_steps: until - begin, values });
+                let early_steps = until - begin;
+                cases.push(Case { run, earlier, later, forgetting, is_next, is_over, early_steps, values });
             }
         }
         cases
@@ -165,6 +169,17 @@ mod tests {
     }
 
     #[test]
+    fn gradients_are_as_large_as_before_clipping() {
+        let mut names = Names::default();
+        forgetscope::scope::schema::entries().for_each(|entry| names.add(entry));
+        let mut step = Record { kind: forgetscope::scope::schema::kind::STEP, task: 1, step: 9, ..Record::default() };
+        step.values[..3].copy_from_slice(&[1.0, 1.0, 0.25]);
+        let mut evidence = Evidence::default();
+        evidence.absorb(&names, &step);
+        assert_eq!(evidence.gradients[&1], [(9, 4.0)]);
+    }
+
+    #[test]
     fn a_case_is_what_the_first_steps_show_and_what_happened() {
         let cases = evidence().cases(7, 0.2, &|task| format!("t{task}"));
         let [case] = &cases[..] else { panic!("{cases:?}") };
@@ -177,6 +192,15 @@ mod tests {
         assert_eq!(case.value(Measure::ExcessLoss), 2.5);
         assert!(case.value(Measure::Predicted).is_nan());
         assert_eq!(case.features().len(), Measure::FORECAST.len());
+    }
+
+    #[test]
+    fn only_the_task_before_is_next() {
+        let mut three = evidence();
+        (three.latest, three.spans) = (300, vec![(0, 0, Some(100)), (1, 100, Some(200)), (2, 200, Some(300))]);
+        let cases = three.cases(0, 0.2, &|task| format!("t{task}"));
+        let next: Vec<(&str, bool)> = cases.iter().map(|case| (case.earlier.as_str(), case.is_next)).collect();
+        assert_eq!(next, [("t0", true), ("t0", false), ("t1", true)]);
     }
 
     #[test]
