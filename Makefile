@@ -29,6 +29,9 @@ bench: $(SETUP) $(PYTHON)  ## what measuring costs, as ratios
 	    $(CARGO) bench -q -p forgetscope --bench cpu
 	@echo "$(BUILD)/bench-cpu.json has the figures"
 
+study: $(SETUP) lib program trainer  ## train many short runs; what goes with forgetting, and a forecast (about 5 minutes)
+	@scripts/study
+
 overhead: $(SETUP) lib trainer  ## how much the demo's training is slowed
 	@scripts/overhead
 
@@ -65,4 +68,4 @@ $(PYTHON): tests/python/requirements.txt $(SETUP)
 	$(BUILD)/python/bin/pip install -q -r tests/python/requirements.txt
 	@touch $@
 
-.PHONY: help demo test oracles bench overhead header lib program trainer clean
+.PHONY: help demo test oracles study bench overhead header lib program trainer clean

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow};
 
 use crate::report;
 use crate::run::Place;
+use crate::study::Forecast;
 
 /// Write one HTML page that says what is being forgotten, where, and how sure that is
 ///
@@ -23,6 +24,9 @@ pub struct Args {
     /// Which rank of a recording [default: the lowest]
     #[arg(long, value_name = "RANK")]
     rank: Option<u32>,
+    /// A forecast made with `forgetscope study --forecast`: shows its risks beside what happened
+    #[arg(long, value_name = "FILE")]
+    forecast: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
 }
@@ -32,7 +36,9 @@ pub fn run(args: &Args) -> Result<()> {
         Some(path) if path.is_dir() => path.to_owned(),
         _ => args.place.find(args.run.as_deref())?,
     };
-    let page = report::render(&report::read(&path, args.rank)?);
+    let mut data = report::read(&path, args.rank)?;
+    data.forecast = args.forecast.as_deref().map(Forecast::read).transpose()?;
+    let page = report::render(&data);
     if args.out == Path::new("-") {
         return Ok(std::io::stdout().write_all(page.as_bytes())?);
     }

@@ -35,7 +35,7 @@ pub struct Args {
     /// Only records of this kind, for example evaluation; may be repeated
     #[arg(long, short, value_name = "KIND")]
     kind: Vec<String>,
-    /// Only records at this level: head, tensor, role, layer or model; may be repeated
+    /// Only records at this level: head, tensor, role, layer, model or attention_head; may be repeated
     #[arg(long, short, value_name = "LEVEL")]
     level: Vec<String>,
     /// Begin with the oldest record that is still there

@@ -30,7 +30,7 @@ impl Recording {
 
     /// Opens a rank, by default the lowest.
     pub fn open(directory: &Path, rank: Option<u32>) -> Result<Self> {
-        let ranks = ranks(directory)?;
+        let ranks = if Self::is_at(directory) { ranks(directory)? } else { Vec::new() };
         let Some(&lowest) = ranks.first() else {
             bail!("{} holds no recording; make one with `forgetscope record --out`", directory.display());
         };

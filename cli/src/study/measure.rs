@@ -3,7 +3,8 @@
 /// A measurement, taken in the first steps of the later task unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Measure {
-    /// Natural logarithm of the mean norm of the later task's gradients.
+    /// Natural logarithm of the mean norm of the later task's gradients before the trainer's scale, which clips them. Where
+    /// that also undoes a loss scale, the loss scale is in it.
     NewGradient,
     /// Noise-corrected cosine of the two tasks' mean gradients.
     GradientCosine,
@@ -15,8 +16,8 @@ pub enum Measure {
     Predicted,
     /// 1 − debiased CKA with the earlier task's base pass, mean over layers.
     CkaDrop,
-    /// Subspace overlap of the two tasks' representations at the end of the earlier task, between chance (0) and what the
-    /// same task would have (1).
+    /// Subspace overlap of the two tasks' representations at the weights that the later one begins with, between chance (0)
+    /// and what the same task would have (1).
     Similarity,
     /// Loss of the later task before its training, above that after it: how much there was to learn. Known afterwards.
     ExcessLoss,
@@ -59,7 +60,7 @@ impl Measure {
     /// As people read it.
     pub fn title(self) -> &'static str {
         match self {
-            Self::NewGradient => "size of the new gradient, ln",
+            Self::NewGradient => "new gradient before clipping, ln",
             Self::GradientCosine => "cosine of mean gradients",
             Self::Interference => "cosine of single gradients",
             Self::Drift => "weight drift, ln",

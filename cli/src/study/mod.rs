@@ -5,22 +5,33 @@
 //!
 //! | file | concept |
 //! |---|---|
-//! | `case` | the cases of a recording, with what was measured of each |
+//! | `case` | one earlier task while one later task was trained |
+//! | `evidence` | what the records of a run say of its cases |
 //! | `measure` | what is measured of a case, by name |
 //! | `forecast` | a calibrated forecast, as a file |
+//! | `origin` | the runs that a forecast comes from |
 //! | `table` | the results as text and as JSON |
 
 mod case;
+mod evidence;
 mod forecast;
 mod measure;
+mod origin;
 mod table;
 
+#[cfg(test)]
+pub use case::case_of;
 pub use case::{Case, cases_of};
+pub use evidence::Evidence;
 pub use forecast::{Forecast, forecast};
 pub use measure::Measure;
+pub use origin::Origin;
 pub use table::{json, text};
 
 use forgetscope::stats::correlation::{Correlation, Pair, correlate};
+
+/// Share of a task's steps that count as its first, unless one says otherwise.
+pub const EARLY: f64 = 0.15;
 
 /// Seed of the bootstrap: the same runs give the same interval.
 const SEED: u64 = 0x5eed;

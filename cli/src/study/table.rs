@@ -80,7 +80,7 @@ pub fn json(
         let measures = Measure::ALL.map(|measure| (measure.name().to_owned(), json!(case.value(measure))));
         json!({
             "run": runs.get(case.run), "earlier": case.earlier, "later": case.later, "forgetting": case.forgetting,
-            "early_steps": case.early_steps, "measures": serde_json::Map::from_iter(measures),
+            "is_next": case.is_next, "early_steps": case.early_steps, "measures": serde_json::Map::from_iter(measures),
             "risk": forecast.map(|(_, validation)| validation.risks[index]),
         })
     };

@@ -1,14 +1,24 @@
 //! A made-up run in a real ring: three tasks, four layers of four heads, with interference planted in known heads.
 //!
 //! While "medical" is trained, layer 2 head q.1 and layer 1 head v.3 work against "legal"; while "code" is trained, layer
-//! 3 head o.0 works against "medical" as well. Everywhere else is noise. The catalog is written out here and not taken
-//! from the library: what the program knows of names must come from the ring.
+//! 3 head o.0 works against "medical" as well. Everywhere else is noise. On the text of "legal", layer 2 changes most and
+//! its head 1 does harm (`made_up/probes.rs`). The catalog is written out (`made_up/catalog.rs`) and not taken from the
+//! library: what the program knows of names must come from the ring.
 
 #![allow(dead_code)]
 
+#[path = "made_up/catalog.rs"]
+mod catalog;
+#[path = "made_up/probes.rs"]
+mod probes;
+
 use std::path::{Path, PathBuf};
 
-use forgetscope::ring::{Entry, NONE16, Record, RingError, TensorEntry, Writer, WriterOptions, monotonic_ns};
+use catalog::UNDETERMINED;
+#[allow(unused_imports, reason = "not every test that includes this file looks at the catalog")]
+pub use catalog::{EXACT, FROZEN, KINDS, ROLES};
+
+use forgetscope::ring::{Entry, NONE16, Record, RingError, Writer, WriterOptions, monotonic_ns};
 
 pub const TASKS: [&str; 3] = ["legal", "medical", "code"];
 pub const LAYERS: u32 = 4;
@@ -17,92 +27,6 @@ pub const HEADS: u32 = 4;
 pub const STEPS: u64 = 200;
 pub const EVERY: u64 = 10;
 
-pub const KINDS: [(u16, &str, &[&str]); 13] = [
-    (
-        1,
-        "step",
-        &["gradient_norm", "gradient_squares", "scale", "non_finite", "elements", "tensors", "applied", "cost_seconds"],
-    ),
-    (2, "gradient", &["norm", "squares", "peak", "non_finite", "elements"]),
-    (
-        3,
-        "interference",
-        &[
-            "cosine",
-            "null_error",
-            "dot",
-            "squares",
-            "reference_squares",
-            "dot_sketched",
-            "conflict_fraction",
-            "conflicts",
-            "active",
-            "opposing",
-        ],
-    ),
-    (
-        4,
-        "corrected",
-        &[
-            "cosine",
-            "error",
-            "dot",
-            "dot_error",
-            "gradient_norm2",
-            "gradient_norm2_error",
-            "reference_norm2",
-            "reference_norm2_error",
-            "steps",
-            "batches",
-        ],
-    ),
-    (5, "projection", &["agem", "removed_share", "span_share", "span_null", "span_coefficient", "references"]),
-    (6, "update", &["relative_step", "updates", "weights", "peak", "elements", "non_finite"]),
-    (7, "alignment", &["cosine", "null_error", "dot", "updates", "reference_squares", "dot_sketched", "elements"]),
-    (
-        8,
-        "drift",
-        &[
-            "relative",
-            "angle",
-            "drift",
-            "drift_dot_snapshot",
-            "snapshot",
-            "first_order",
-            "first_order_sketched",
-            "resolution",
-            "elements",
-        ],
-    ),
-    (
-        9,
-        "prediction",
-        &["predicted", "first_order", "first_order_error", "quadratic", "path", "batches", "examples", "path_steps"],
-    ),
-    (10, "evaluation", &["value", "best", "own", "forgetting_maximum", "forgetting_since_own", "metric"]),
-    (11, "transfer", &["backward", "mean_forgetting_maximum", "mean_forgetting_since_own", "tasks", "metric"]),
-    (12, "task", &["event", "batches"]),
-    (13, "fault", &["code", "count"]),
-];
-pub const EXACT: u32 = 1;
-pub const FROZEN: u32 = 2;
-pub const NON_FINITE: u32 = 16;
-pub const UNDETERMINED: u32 = 32;
-pub const ROLES: [(u16, &str); 7] =
-    [(3, "q"), (4, "k"), (5, "v"), (7, "o"), (9, "mlp_in"), (10, "mlp_out"), (12, "norm")];
-const FLAGS: [&str; 11] = [
-    "exact",
-    "frozen",
-    "refreshed",
-    "trailing",
-    "non_finite",
-    "undetermined",
-    "partial",
-    "rerun",
-    "skipped",
-    "unreduced",
-    "unscaled",
-];
 /// A kind that the catalog does not have.
 pub const UNKNOWN_KIND: u16 = 77;
 
@@ -165,61 +89,6 @@ pub struct Story {
 }
 
 impl Story {
-    fn catalog(&mut self, name: &str) -> Result<(), RingError> {
-        let mut add = |entry: Entry| self.writer.append(&entry);
-        for (kind, name, values) in KINDS {
-            add(Entry::Kind { kind, name: name.into(), values: values.iter().map(|v| (*v).into()).collect() })?;
-        }
-        for (id, name) in ["head", "tensor", "role", "layer", "model"].iter().enumerate() {
-            add(Entry::Level { id: id as u8, name: (*name).into() })?;
-        }
-        for (bit, name) in FLAGS.iter().enumerate() {
-            add(Entry::Flag { bit: 1 << bit, name: (*name).into() })?;
-        }
-        for (id, name) in ROLES {
-            add(Entry::Role { id, name: name.into() })?;
-        }
-        for (index, name) in
-            ["sampled steps left out, evaluation was behind", "sampled steps with NaN or infinite values"]
-                .iter()
-                .enumerate()
-        {
-            add(Entry::Counter { index: index as u8, name: (*name).into() })?;
-        }
-        for (key, value) in [("run", name), ("every", "10"), ("sketch_head", "1024"), ("window", "64")] {
-            add(Entry::Attribute { key: key.into(), value: value.into() })?;
-        }
-        for layer in 0..LAYERS {
-            for (index, (role, role_name)) in ROLES.iter().take(6).enumerate() {
-                let id = layer * 6 + index as u32;
-                let heads = if index < 4 { HEADS } else { 0 };
-                add(Entry::Tensor(TensorEntry {
-                    id,
-                    name: format!("h.{layer}.{role_name}.weight"),
-                    role: *role,
-                    layer: layer as i32,
-                    expert: -1,
-                    head_count: heads,
-                    kv_head_count: heads,
-                    rows: 64,
-                    cols: 64,
-                    ..TensorEntry::default()
-                }))?;
-                for head in 0..heads {
-                    let slice = u32::from(*role) << 16 | head;
-                    add(Entry::Slice {
-                        tensor: id,
-                        slice,
-                        name: format!("{role_name}.{head}"),
-                        role: *role,
-                        numel: 1024,
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// A record of now at the level of the model.
     pub fn record(&self, kind: u16, values: &[f64]) -> Record {
         let mut record = Record {
@@ -272,7 +141,11 @@ impl Story {
                 if step % 20 == 19 {
                     self.evaluate();
                 }
+                if step % 40 == 19 {
+                    self.look();
+                }
             }
+            self.look_at_the_end();
             self.end(task);
         }
         // What no version of this program knows.
@@ -395,12 +268,19 @@ impl Story {
             };
             self.publish(evaluation);
         }
+        let trained = self.step - u64::from(self.task) * STEPS;
+        if trained > 40 {
+            // Falls for as long as its own training goes on steeply.
+            let (stage, slope) = if trained < 120 { (1.0, -0.01) } else { (0.0, -0.001) };
+            let stage = Record { reference: self.task, ..self.record(30, &[stage, slope, 8e-4, 2.0, 8.0]) };
+            self.publish(stage);
+        }
         if self.task > 0 {
             self.publish(self.record(11, &[-0.5, 0.5, 0.5, f64::from(self.task), 0.0]));
         }
     }
 
-    fn compared(&self, kind: u16, reference: u16, values: &[f64]) -> Record {
+    pub fn compared(&self, kind: u16, reference: u16, values: &[f64]) -> Record {
         Record { reference, flags: EXACT | FROZEN, ..self.record(kind, values) }
     }
 }

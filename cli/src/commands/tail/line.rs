@@ -71,12 +71,12 @@ impl Printer {
 
     fn line(&self, names: &Names, record: &Record) -> String {
         let kind = printable(&names.kind(record.kind));
-        let place = ending(&printable(&names.place_text(record)), 14);
+        let place = ending(&printable(&names.place_text(record)), 15);
         let reference = names.task(record.reference).map_or(String::new(), |task| shortened(&printable(&task), 10));
         let mut line = Line { text: String::new(), used: 0, width: self.width };
         line.push(Style::new(), &format!("{:>7}  ", record.step));
-        line.push(BOLD, &format!("{:<12}  ", shortened(&kind, 12)));
-        line.push(Style::new(), &format!("{place:<14} "));
+        line.push(BOLD, &format!("{:<14}  ", shortened(&kind, 14)));
+        line.push(Style::new(), &format!("{place:<15} "));
         line.push(DIM, &format!("{reference:<10}"));
 
         for flag in names.flags(record.flags).iter().filter(|flag| !ORDINARY.contains(&flag.as_str())) {

@@ -1,20 +1,31 @@
-//! Layers × heads, coloured on a diverging scale around 0. Cells that noise could explain are hatched and have no
-//! colour: their sign means nothing.
+//! Layers × heads, coloured on a diverging scale. Cells that noise could explain are hatched and have no colour: what
+//! they say means nothing.
 
 use maud::{Markup, html};
 
 use super::{Paint, px};
-use crate::report::words::cosine;
 
 /// One cell.
 #[derive(Clone, Debug)]
 pub struct Cell {
     pub layer: u32,
     pub head: u32,
-    pub value: f64,
+    /// Where it lies on the scale, from −1 to 1.
+    pub share: f64,
+    /// Lines that are written into it where there is room.
+    pub lines: Vec<String>,
+    pub mark: Mark,
     pub is_noise: bool,
     /// What the cell says when pointed at.
     pub title: String,
+}
+
+/// A frame around a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    None,
+    Thin,
+    Thick,
 }
 
 /// A heat map.
@@ -24,8 +35,6 @@ pub struct Heat<'a> {
     pub cells: Vec<Cell>,
     pub layers: u32,
     pub heads: u32,
-    /// The value that has the full colour; the same in all maps that are compared.
-    pub limit: f64,
 }
 
 const LEFT: f64 = 34.0;
@@ -43,7 +52,7 @@ impl Heat<'_> {
         let width = LEFT + f64::from(self.heads) * size + 6.0;
         let height = TOP + f64::from(self.layers) * size + 34.0;
         let gap = if size > 12.0 { 1.5 } else { 0.5 };
-        // The values themselves are written where there is room for them.
+        // Values are written where there is room for them.
         let is_written = size >= 36.0;
         let every = |count: u32| count.div_ceil((f64::from(count) * size / 22.0).max(1.0) as u32).max(1);
         html! {
@@ -60,13 +69,17 @@ impl Heat<'_> {
                 @for cell in &self.cells {
                     @let x = LEFT + f64::from(cell.head) * size;
                     @let y = TOP + f64::from(cell.layer) * size;
-                    @let share = (cell.value / self.limit).clamp(-1.0, 1.0);
+                    @let share = cell.share.clamp(-1.0, 1.0);
                     @let fill = if cell.is_noise { "fill:url(#noise)".into() } else { format!("fill:{}", Paint::diverging(share).0) };
-                    rect class=(if cell.is_noise { "cell noise" } else { "cell" }) x=(px(x)) y=(px(y)) width=(px(size - gap))
-                        height=(px(size - gap)) rx=(if size > 12.0 { "2" } else { "0" }) style=(fill) { title { (cell.title) } }
+                    @let inset = match cell.mark { Mark::None => 0.0, Mark::Thin => 0.5, Mark::Thick => 1.3 };
+                    rect class=(class(cell)) x=(px(x + inset)) y=(px(y + inset)) width=(px(size - gap - 2.0 * inset))
+                        height=(px(size - gap - 2.0 * inset)) rx=(if size > 12.0 { "2" } else { "0" }) style=(fill) { title { (cell.title) } }
                     @if is_written && !cell.is_noise {
-                        text class=(if share.abs() > 0.75 { "value strong" } else { "value" }) x=(px(x + 0.5 * (size - gap)))
-                            y=(px(y + 0.5 * (size - gap) + 3.5)) text-anchor="middle" { (cosine(cell.value)) }
+                        @let first = y + 0.5 * (size - gap) + 3.5 - 6.0 * (cell.lines.len() as f64 - 1.0);
+                        @for (index, line) in cell.lines.iter().enumerate() {
+                            text class=(if share.abs() > 0.75 { "value strong" } else { "value" }) x=(px(x + 0.5 * (size - gap)))
+                                y=(px(first + 12.0 * index as f64)) text-anchor="middle" { (line) }
+                        }
                     }
                 }
             }
@@ -88,22 +101,49 @@ pub fn definitions() -> Markup {
     }
 }
 
-/// What colours and hatching mean.
-pub fn legend(limit: f64, name: &str) -> Markup {
-    let steps = 40;
-    html! {
-        svg.legend viewBox="0 0 560 34" style="max-width:560px" role="img" {
-            @for step in 0..steps {
-                @let share = (f64::from(step) + 0.5) / f64::from(steps) * 2.0 - 1.0;
-                rect x=(px(f64::from(step) * 6.0)) y="0" width="6.3" height="10" style=(format!("fill:{}", Paint::diverging(share).0)) {}
+/// What colours, hatching and frames mean.
+#[derive(Clone, Copy, Debug)]
+pub struct Legend<'a> {
+    /// Words at −1, 0 and 1 of the scale.
+    pub scale: [&'a str; 3],
+    pub name: &'a str,
+    pub noise: &'a str,
+    pub frames: Option<[&'a str; 2]>,
+}
+
+impl Legend<'_> {
+    pub fn draw(&self) -> Markup {
+        let steps = 40;
+        let [low, middle, high] = self.scale;
+        html! {
+            svg.legend viewBox="0 0 720 34" style="max-width:720px" role="img" {
+                @for step in 0..steps {
+                    @let share = (f64::from(step) + 0.5) / f64::from(steps) * 2.0 - 1.0;
+                    rect x=(px(f64::from(step) * 6.0)) y="0" width="6.3" height="10" style=(format!("fill:{}", Paint::diverging(share).0)) {}
+                }
+                text.tick x="0" y="26" { (low) }
+                text.tick x="120" y="26" text-anchor="middle" { (middle) }
+                text.tick x="240" y="26" text-anchor="end" { (high) }
+                rect.cell.noise x="290" y="0" width="22" height="10" rx="2" style="fill:url(#noise)" {}
+                text.tick x="320" y="9.5" { (self.noise) }
+                text.tick x="290" y="26" { "colour: " (self.name) }
+                @if let Some([thin, thick]) = self.frames {
+                    rect.cell.changed x="540.5" y="0.5" width="21" height="9" rx="2" style="fill:var(--middle)" {}
+                    text.tick x="570" y="9.5" { (thin) }
+                    rect.cell.severe x="541.3" y="17.3" width="19.4" height="7.4" rx="2" style="fill:var(--middle)" {}
+                    text.tick x="570" y="26" { (thick) }
+                }
             }
-            text.tick x="0" y="26" { (cosine(-limit)) " against" }
-            text.tick x="120" y="26" text-anchor="middle" { "0" }
-            text.tick x="240" y="26" text-anchor="end" { "along " (cosine(limit)) }
-            rect.cell.noise x="290" y="0" width="22" height="10" rx="2" style="fill:url(#noise)" {}
-            text.tick x="320" y="9.5" { "within 2 null errors of 0: no sign" }
-            text.tick x="290" y="26" { "colour: " (name) }
         }
+    }
+}
+
+fn class(cell: &Cell) -> &'static str {
+    match (cell.is_noise, cell.mark) {
+        (true, _) => "cell noise",
+        (false, Mark::None) => "cell",
+        (false, Mark::Thin) => "cell changed",
+        (false, Mark::Thick) => "cell severe",
     }
 }
 
@@ -111,17 +151,19 @@ pub fn legend(limit: f64, name: &str) -> Markup {
 mod tests {
     use super::*;
 
-    fn map(value: f64, is_noise: bool) -> String {
-        let cell = Cell { layer: 0, head: 0, value, is_noise, title: "t".into() };
-        Heat { title: "q", cells: vec![cell], layers: 1, heads: 1, limit: 0.5 }.draw(40.0).into_string()
+    fn map(share: f64, is_noise: bool) -> String {
+        let lines = vec![format!("{share:.2}")];
+        let cell = Cell { layer: 0, head: 0, share, lines, mark: Mark::Thick, is_noise, title: "t".into() };
+        Heat { title: "q", cells: vec![cell], layers: 1, heads: 1 }.draw(40.0).into_string()
     }
 
     #[test]
     fn noise_has_neither_colour_nor_number() {
         let noise = map(-0.01, true);
-        assert!(noise.contains("url(#noise)") && !noise.contains("var(--negative)") && !noise.contains("−0.01"));
-        let signal = map(-0.5, false);
-        assert!(signal.contains("var(--negative) 100%") && signal.contains("−0.50"));
+        assert!(noise.contains("url(#noise)") && !noise.contains("var(--negative)") && !noise.contains("-0.01"));
+        assert!(!noise.contains("severe"), "what means nothing is not marked");
+        let signal = map(-1.0, false);
+        assert!(signal.contains("var(--negative) 100%") && signal.contains("-1.00") && signal.contains("severe"));
     }
 
     #[test]

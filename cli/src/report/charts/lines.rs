@@ -42,8 +42,10 @@ pub struct Band {
 }
 
 /// A figure of series over steps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Lines<'a> {
+    /// What is along the horizontal axis, if not steps.
+    pub x_name: Option<&'a str>,
     pub y_name: &'a str,
     pub width: f64,
     pub height: f64,
@@ -52,6 +54,18 @@ pub struct Lines<'a> {
     pub band: Band,
     /// A value that the others are to be compared with.
     pub level: Option<f64>,
+    /// A strip above the horizontal axis.
+    pub strip: Vec<Piece>,
+}
+
+/// A piece of the strip: what the series are doing from one step to another.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub begin: f64,
+    pub end: f64,
+    pub paint: Paint,
+    /// What it says when pointed at.
+    pub title: String,
 }
 
 impl Lines<'_> {
@@ -74,14 +88,24 @@ impl Lines<'_> {
         html! {
             svg.chart viewBox=(size.view()) role="img" style=(format!("max-width:{}px", px(self.width))) {
                 (stretches(&size, &x, self.stretches))
-                (axes(&size, &x, &y, AxisNames { x: "step", y: self.y_name }))
+                (axes(&size, &x, &y, AxisNames { x: self.x_name.unwrap_or("step"), y: self.y_name }))
                 (self.draw_band(&x, &y))
+                (self.draw_strip(&size, &x))
                 @if let Some(level) = self.level {
                     line.level x1=(px(size.left)) x2=(px(size.width - size.right)) y1=(px(y.at(level))) y2=(px(y.at(level))) {}
                 }
                 @let is_marked = points().count() <= MARKED;
                 @for (series, points) in &series { (line(series, points, is_marked, &x, &y)) }
                 (names(&series, &size, &x, &y))
+            }
+        }
+    }
+
+    fn draw_strip(&self, size: &Size, x: &Scale) -> Markup {
+        html! {
+            @for piece in &self.strip {
+                rect.piece x=(px(x.at(piece.begin))) y=(px(size.height - size.bottom - 6.0)) height="5"
+                    width=(px((x.at(piece.end) - x.at(piece.begin) - 1.0).max(1.0))) style=(format!("fill:{}", piece.paint.0)) { title { (piece.title) } }
             }
         }
     }
@@ -192,15 +216,7 @@ mod tests {
 
     #[test]
     fn a_figure_without_data_is_nothing() {
-        let lines = Lines {
-            y_name: "loss",
-            width: 600.0,
-            height: 200.0,
-            series: vec![],
-            stretches: &[],
-            band: Band::default(),
-            level: None,
-        };
+        let lines = Lines { y_name: "loss", width: 600.0, height: 200.0, ..Lines::default() };
         assert_eq!(lines.draw().into_string(), "");
     }
 }

@@ -11,8 +11,13 @@
 //! | `lines` | series over steps |
 //! | `heat` | layers × heads |
 //! | `intervals` | values with error bars |
+//! | `against_null` | values beside the range of their null |
+//! | `spectrum` | stems on an axis that is logarithmic on both sides of 0 |
+//! | `bars` | shares as bars |
 //! | `paint` | colours |
 
+pub mod against_null;
+pub mod bars;
 mod frame;
 pub mod heat;
 pub mod intervals;
@@ -20,6 +25,7 @@ mod labels;
 pub mod lines;
 pub mod paint;
 mod scale;
+pub mod spectrum;
 
 pub use frame::Stretch;
 pub use paint::Paint;

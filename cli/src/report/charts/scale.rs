@@ -1,4 +1,4 @@
-//! From data to the page: linear scales with round numbers on them.
+//! From data to the page: linear scales, and logarithmic ones on both sides of 0, with round numbers on them.
 
 /// A linear map from data to the page.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,6 +49,60 @@ impl Scale {
         let domain = ((low / step + 1e-9).floor() * step, (high / step - 1e-9).ceil() * step);
         Scale { domain, ..self }
     }
+}
+
+/// A map that is linear around 0 and logarithmic beyond, for values of both signs that differ by orders of magnitude.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SignedLog {
+    /// Values below this are near 0.
+    linear: f64,
+    scale: Scale,
+    domain: (f64, f64),
+}
+
+impl SignedLog {
+    /// Over all finite values; what is `decades` below the largest is near 0. `None` without a value other than 0.
+    pub fn new(values: impl IntoIterator<Item = f64>, decades: f64, range: (f64, f64)) -> Option<Self> {
+        let domain = extent(values.into_iter().chain([0.0]))?;
+        let largest = domain.0.abs().max(domain.1);
+        let linear = largest * 10f64.powf(-decades);
+        let folded = |value: f64| fold(value, linear);
+        (linear > 0.0).then(|| SignedLog {
+            linear,
+            scale: Scale::new((folded(domain.0), folded(domain.1)), range),
+            domain,
+        })
+    }
+
+    pub fn at(&self, value: f64) -> f64 {
+        self.scale.at(fold(value, self.linear))
+    }
+
+    /// 0 and powers of ten with their names, far enough apart to be read.
+    pub fn ticks(&self) -> Vec<(f64, String)> {
+        let name = |power: i32| match power {
+            -3..=3 => format!("{}", 10f64.powi(power)),
+            _ => format!("1e{power}"),
+        };
+        let (first, last) =
+            ((10.0 * self.linear).log10().ceil() as i32, self.domain.1.max(-self.domain.0).log10().floor() as i32);
+        let powers = || (first..=last).rev();
+        let above = powers().map(|power| (10f64.powi(power), name(power))).filter(|tick| tick.0 <= self.domain.1);
+        let below = powers()
+            .map(|power| (-10f64.powi(power), format!("-{}", name(power))))
+            .filter(|tick| tick.0 >= self.domain.0);
+        let mut ticks: Vec<(f64, String)> = Vec::new();
+        for (tick, text) in [(0.0, "0".into())].into_iter().chain(above).chain(below) {
+            if ticks.iter().all(|other| (self.at(other.0) - self.at(tick)).abs() > 44.0) {
+                ticks.push((tick, text.replace('-', "−")));
+            }
+        }
+        ticks
+    }
+}
+
+fn fold(value: f64, linear: f64) -> f64 {
+    (value.abs() / linear).ln_1p().copysign(value)
 }
 
 /// The round distance between ticks.
@@ -135,6 +189,23 @@ mod tests {
         assert_eq!(texts(&[0.0, 10000.0, 20000.0]), ["0", "10,000", "20,000"]);
         assert_eq!(texts(&[0.0, 5e-6, 1e-5]), ["0", "5.0e−6", "1.0e−5"]);
         assert_eq!(texts(&[0.49, 0.495, 0.5]), ["0.490", "0.495", "0.500"]);
+    }
+
+    #[test]
+    fn a_signed_logarithm_keeps_order_and_sign() {
+        let scale = SignedLog::new([-3.0, 1e-9, 200.0, f64::NAN], 5.0, (0.0, 900.0)).unwrap();
+        assert_eq!((scale.at(-3.0), scale.at(200.0)), (0.0, 900.0));
+        let places: Vec<f64> =
+            [-3.0, -0.1, 0.0, 0.1, 2.0, 20.0, 200.0].into_iter().map(|value| scale.at(value)).collect();
+        assert!(places.windows(2).all(|pair| pair[0] < pair[1]), "{places:?}");
+        // A decade far from 0 has the same length everywhere.
+        assert!((scale.at(20.0) - scale.at(2.0) - (scale.at(200.0) - scale.at(20.0))).abs() < 1.0);
+        let texts: Vec<String> = scale.ticks().into_iter().map(|(_, text)| text).collect();
+        assert!(
+            texts.contains(&"0".into()) && texts.contains(&"100".into()) && texts.contains(&"−1".into()),
+            "{texts:?}"
+        );
+        assert!(SignedLog::new([0.0, f64::NAN], 5.0, (0.0, 1.0)).is_none());
     }
 
     #[test]

@@ -118,7 +118,17 @@ fn chart(data: &Data, reference: u16, roles: &Roles, width: f64) -> Markup {
     let band = Band { points: points.collect(), paint: None };
     let stretches = stretches(data, Some(reference));
     let (y_name, level) = ("share of coordinates in conflict", Some(0.5));
-    Lines { y_name, width, height: 260.0, series: series.collect(), stretches: &stretches, band, level }.draw()
+    Lines {
+        y_name,
+        width,
+        height: 260.0,
+        series: series.collect(),
+        stretches: &stretches,
+        band,
+        level,
+        ..Lines::default()
+    }
+    .draw()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::{Part, missing, of_reference, width_of};
 use crate::format::number;
-use crate::report::charts::intervals::{Row, draw};
+use crate::report::charts::intervals::{Intervals, Row};
 use crate::report::data::{Corrected, Data};
 use crate::report::findings::{Findings, Verdict};
 use crate::report::words::{cosine, cosine_error};
@@ -32,11 +32,15 @@ pub fn section(data: &Data) -> Markup {
                 @let latest = found.values().max_by_key(|corrected| corrected.step);
                 @let sizes = latest.map_or_else(String::new, |c| format!(": n = {} steps, {} batches, at step {}", number(c.steps), number(c.batches), c.step));
                 @let rows: Vec<Row> = found.iter().map(|(layer, corrected)| row(*layer, corrected)).collect();
-                (of_reference(data, reference, &format!("against {}{sizes}", data.task(reference)), draw(&rows, width_of(data.corrected.len()), "noise-corrected cosine")))
+                (of_reference(data, reference, &format!("against {}{sizes}", data.task(reference)), intervals(rows, width_of(data.corrected.len()))))
             } }
         },
     }
     .draw()
+}
+
+fn intervals(rows: Vec<Row>, width: f64) -> Markup {
+    Intervals { rows, width, axis_name: "noise-corrected cosine", least: 0.1, text: cosine }.draw()
 }
 
 fn verdict(corrected: &Corrected) -> Verdict {
@@ -75,5 +79,6 @@ fn row(layer: Option<u32>, corrected: &Corrected) -> Row {
         }
         Verdict::Missing | Verdict::Undetermined => format!("{name}: undetermined, noise hides the mean gradient"),
     };
-    Row { name, value: corrected.cosine, error: corrected.error, title }
+    let Corrected { cosine: value, error, .. } = *corrected;
+    Row { name, value, low: value - 2.0 * error, high: value + 2.0 * error, title }
 }

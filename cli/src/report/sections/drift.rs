@@ -1,16 +1,14 @@
 //! Drift by layer: how far the weights have moved since an earlier task ended.
 
+use std::collections::BTreeMap;
+
 use maud::{Markup, html};
 
-use super::{Part, between, missing, of_reference, stretches, width_of};
-use crate::report::charts::Paint;
-use crate::report::charts::lines::{Band, Lines, Series, Stroke};
+use super::{Part, between, layer_lines, missing, of_reference, stretches, width_of};
+use crate::report::charts::lines::{Lines, Series};
 use crate::report::data::{Data, Drift};
 use crate::report::findings::Findings;
 use crate::report::words::{figure, percent};
-
-/// With more layers than this, only some lines have their names beside them.
-const NAMED: usize = 8;
 
 pub fn section(data: &Data) -> Markup {
     if data.drift.is_empty() {
@@ -22,9 +20,8 @@ pub fn section(data: &Data) -> Markup {
         );
     }
     let counts = data.drift.values().flat_map(|layers| layers.values()).map(|series| series.len() as u64);
-    let unresolved = |drift: &Drift| drift.relative <= 2.0 * drift.resolution;
     let hidden =
-        data.drift.values().flat_map(|layers| layers.values()).flatten().filter(|drift| unresolved(drift)).count();
+        data.drift.values().flat_map(|layers| layers.values()).flatten().filter(|drift| is_unresolved(drift)).count();
     let resolution = data.drift.values().flat_map(|layers| layers.values()).flatten().map(|drift| drift.resolution);
     let resolution = resolution.filter(|resolution| resolution.is_finite()).fold(0.0, f64::max);
     Part {
@@ -38,10 +35,10 @@ pub fn section(data: &Data) -> Markup {
         },
         body: html! {
             div.pair { @for (&reference, layers) in &data.drift {
-                @let series = series(layers.iter().map(|(layer, series)| (*layer, &series[..])));
+                @let series = series(layers);
                 @let stretches = stretches(data, Some(reference));
                 @let width = width_of(data.drift.len());
-                @let lines = Lines { y_name: "relative drift", width, height: 260.0, series, stretches: &stretches, band: Band::default(), level: Some(0.0) };
+                @let lines = Lines { y_name: "relative drift", width, height: 260.0, series, stretches: &stretches, level: Some(0.0), ..Lines::default() };
                 (of_reference(data, reference, &format!("since {} ended", data.task(reference)), lines.draw()))
             } }
         },
@@ -64,24 +61,17 @@ fn title(data: &Data) -> String {
     }
 }
 
-fn series<'a>(layers: impl Iterator<Item = (u32, &'a [Drift])>) -> Vec<Series> {
-    let layers: Vec<_> = layers.collect();
-    let n = layers.len();
-    let last = |index: usize| layers[index].1.last().map_or(f64::NAN, |drift| drift.relative);
-    let furthest = (0..n).max_by(|&a, &b| last(a).total_cmp(&last(b)));
-    let is_named = |index: usize| {
-        n <= NAMED || index == 0 || index == n - 1 || Some(index) == furthest || index.is_multiple_of(n.div_ceil(NAMED))
-    };
-    let one = |(index, (layer, drifts)): (usize, &(u32, &[Drift]))| Series {
-        name: if is_named(index) { format!("layer {layer}") } else { String::new() },
-        paint: Paint::ordered(index as f64 / (n - 1).max(1) as f64),
-        stroke: Stroke::Solid,
-        points: drifts
-            .iter()
-            .map(|drift| {
-                (drift.step as f64, if drift.relative <= 2.0 * drift.resolution { f64::NAN } else { drift.relative })
-            })
-            .collect(),
-    };
-    layers.iter().enumerate().map(one).collect()
+/// One line a layer, without what rounding could explain.
+fn series(layers: &BTreeMap<u32, Vec<Drift>>) -> Vec<Series> {
+    let last = |drifts: &Vec<Drift>| drifts.last().map_or(f64::NAN, |drift| drift.relative);
+    let furthest = layers.values().map(last).fold(f64::NAN, f64::max);
+    let named: Vec<bool> = layers.values().map(|drifts| last(drifts) == furthest).collect();
+    let point = |drift: &Drift| (drift.step as f64, if is_unresolved(drift) { f64::NAN } else { drift.relative });
+    let lines = layers.iter().map(|(layer, drifts)| (*layer, drifts.iter().map(point).collect()));
+    layer_lines(&lines.collect::<Vec<_>>(), |index| named[index])
+}
+
+/// Not above twice what the numbers can resolve.
+fn is_unresolved(drift: &Drift) -> bool {
+    drift.relative <= 2.0 * drift.resolution
 }

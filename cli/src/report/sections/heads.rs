@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::{Part, between, missing, of_reference};
 use crate::format::{count, plural};
-use crate::report::charts::heat::{Cell, Heat, cell_size, legend};
+use crate::report::charts::heat::{Cell, Heat, Legend, Mark, cell_size};
 use crate::report::data::{Data, Means};
 use crate::report::findings::{Findings, Head};
 use crate::report::words::{cosine, cosine_error, head_name};
@@ -39,10 +39,16 @@ pub fn section(data: &Data) -> Markup {
             @for (reference, heads) in &results {
                 (of_reference(data, *reference, &caption(data, *reference, heads), maps_of(data, heads, limit)))
             }
-            (legend(limit, "mean cosine"))
+            (legend(limit))
         },
     }
     .draw()
+}
+
+fn legend(limit: f64) -> Markup {
+    let (low, high) = (format!("{} against", cosine(-limit)), format!("along {}", cosine(limit)));
+    let noise = "within 2 null errors of 0: no sign";
+    Legend { scale: [&low, "0", &high], name: "mean cosine", noise, frames: None }.draw()
 }
 
 fn title(data: &Data) -> String {
@@ -92,8 +98,8 @@ fn maps_of(data: &Data, heads: &[Head], limit: f64) -> Markup {
             @for role in roles {
                 @let of_role: Vec<&Head> = heads.iter().filter(|head| head.key.role == role).collect();
                 @let columns = of_role.iter().map(|head| head.key.head + 1).max().unwrap_or(0);
-                @let cells = of_role.iter().map(|head| cell(data, head)).collect();
-                (Heat { title: &title_of(&names.role(role)), cells, layers, heads: columns, limit }.draw(size))
+                @let cells = of_role.iter().map(|head| cell(data, head, limit)).collect();
+                (Heat { title: &title_of(&names.role(role)), cells, layers, heads: columns }.draw(size))
             }
         }
     }
@@ -110,10 +116,18 @@ fn title_of(role: &str) -> String {
     }
 }
 
-fn cell(data: &Data, head: &Head) -> Cell {
+fn cell(data: &Data, head: &Head, limit: f64) -> Cell {
     let Head { cosine: value, null_error, steps, .. } = *head;
     let verdict = if is_noise(head) { ": no sign" } else { "" };
     let (value_text, null) = (cosine(value), cosine_error(null_error));
     let title = format!("{}: mean cosine {value_text}, null error {null}, n = {steps}{verdict}", head_name(data, head));
-    Cell { layer: head.key.layer, head: head.key.head, value, is_noise: is_noise(head), title }
+    Cell {
+        layer: head.key.layer,
+        head: head.key.head,
+        share: value / limit,
+        lines: vec![value_text],
+        mark: Mark::None,
+        is_noise: is_noise(head),
+        title,
+    }
 }

@@ -97,6 +97,6 @@ fn chart(data: &Data, reference: u16, predictions: &[Prediction]) -> Markup {
     let stretches = stretches(data, Some(reference));
     let width = width_of(data.predictions.len());
     let band = Band { points: band.collect(), paint: Some(Paint::category(0)) };
-    Lines { y_name: "change of loss", width, height: 260.0, series: all, stretches: &stretches, band, level: Some(0.0) }
-        .draw()
+    let (y_name, level) = ("change of loss", Some(0.0));
+    Lines { y_name, width, height: 260.0, series: all, stretches: &stretches, band, level, ..Lines::default() }.draw()
 }

@@ -3,6 +3,14 @@
 //! A sign is stated only where the data has one. A head is called out only if it is beyond what chance does among as
 //! many heads as were looked at.
 
+mod landscape;
+mod representation;
+mod severity;
+
+pub use landscape::{Flatness, of as flatness};
+pub use representation::Representation;
+pub use severity::Severities;
+
 use super::data::{Data, Evaluation};
 use super::mean::HeadKey;
 
@@ -15,6 +23,9 @@ pub struct Findings {
     pub heads: Option<Heads>,
     pub mean_gradients: Verdict,
     pub drift: Option<LayerDrift>,
+    pub representation: Option<Representation>,
+    pub severity: Option<Severities>,
+    pub landscape: Option<Flatness>,
 }
 
 /// What evaluations say.
@@ -140,6 +151,9 @@ impl Findings {
             heads,
             mean_gradients,
             drift: reference.and_then(|reference| drift(data, reference)),
+            representation: reference.and_then(|reference| representation::of(data.representations.get(&reference)?)),
+            severity: reference.and_then(|reference| severity::of(data.attention.get(&reference)?)),
+            landscape: reference.and_then(|reference| landscape::of(data.landscapes.get(&reference)?)),
         }
     }
 }
