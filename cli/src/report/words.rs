@@ -203,7 +203,7 @@ pub fn severity_in_words(task: &str, found: &Severities) -> String {
         return format!("whether any of {heads_text} changed more than usual is undetermined: there is no null");
     }
     let severely = match (severe, found.worst) {
-        _ if !found.has_effects => String::new(),
+        _ if !found.has_effects || changed == 0 => String::new(),
         (0, _) | (_, None) => ", none severely".into(),
         (n, Some(((layer, head), effect, error))) => format!(
             ", {n} severely ({}layer {layer} head {head}: with its old weights the loss is {} ± {} lower)",
@@ -213,7 +213,8 @@ pub fn severity_in_words(task: &str, found: &Severities) -> String {
         ),
     };
     let changed = if changed == 0 { "none".into() } else { count(changed as u64) };
-    format!("{changed} of {heads_text} changed more than further training on {task} would change them{severely}")
+    let null = if found.is_extrapolated { ", by an extrapolated null" } else { "" };
+    format!("{changed} of {heads_text} changed more than further training on {task} would change them{null}{severely}")
 }
 
 /// What probes say.
@@ -443,8 +444,10 @@ mod tests {
     fn severity_needs_a_null_and_an_effect() {
         let none = Severities { changed: 0, severe: 0, worst: None, ..severities() };
         assert!(severity_in_words("legal", &none).starts_with("none of 16 heads changed"));
-        assert!(severity_in_words("legal", &none).ends_with("none severely"));
-        let unknown = Severities { has_effects: false, ..none.clone() };
+        assert!(!severity_in_words("legal", &none).contains("severely"));
+        let mild = Severities { severe: 0, worst: None, is_extrapolated: true, ..severities() };
+        assert!(severity_in_words("legal", &mild).ends_with("by an extrapolated null, none severely"));
+        let unknown = Severities { has_effects: false, ..mild };
         assert!(!severity_in_words("legal", &unknown).contains("severely"));
         assert!(severity_in_words("legal", &Severities { undetermined: 16, ..none }).contains("undetermined"));
     }
