@@ -141,6 +141,7 @@ fn a_report_shows_the_forecast_and_what_happened() {
             && known.contains("rose by 0.91: beyond")
     );
     assert!(known.contains("calibrated on 6 cases of 6 runs") && known.contains("This very run is among them"));
+    assert!(known.contains("an average stands for it") && known.contains("drop of CKA"), "nobody probed");
     let another = report(&recording(directory.path(), 9));
     assert!(another.contains("models of the same size as this one") && another.contains("rose by 0.05<"), "not beyond");
     // A task that goes on: its risk is known before its end.

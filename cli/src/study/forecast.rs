@@ -63,6 +63,12 @@ impl Forecast {
         self.model.risk(&self.measures.iter().map(|&measure| case.value(measure)).collect::<Vec<_>>())
     }
 
+    /// Measures that none of the cases has: their means stand for them.
+    pub fn missing(&self, cases: &[Case]) -> Vec<Measure> {
+        let is_missing = |measure: &Measure| cases.iter().all(|case| !case.value(*measure).is_finite());
+        self.measures.iter().copied().filter(is_missing).collect()
+    }
+
     pub fn to_json(&self) -> Value {
         let feature = |(measure, feature): (&Measure, &Feature)| {
             json!({
@@ -158,6 +164,7 @@ mod tests {
         assert!(cases().iter().all(|case| read.risk(case) == made.risk(case)));
         assert_eq!((&read.origins, read.threshold, read.brier), (&made.origins, made.threshold, made.brier));
         assert!(read.risk(&cases()[5]) > 0.8 && read.risk(&cases()[10]) < 0.2);
+        assert!(!read.missing(&cases()).contains(&Measure::Drift) && read.missing(&cases()).len() == 4);
     }
 
     #[test]

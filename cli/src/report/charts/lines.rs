@@ -104,7 +104,7 @@ impl Lines<'_> {
     fn draw_strip(&self, size: &Size, x: &Scale) -> Markup {
         html! {
             @for piece in &self.strip {
-                rect.piece x=(px(x.at(piece.begin))) y=(px(size.height - size.bottom - 6.0)) height="5"
+                rect.piece x=(px(x.at(piece.begin))) y=(px(size.height - size.bottom - 4.5)) height="3"
                     width=(px((x.at(piece.end) - x.at(piece.begin) - 1.0).max(1.0))) style=(format!("fill:{}", piece.paint.0)) { title { (piece.title) } }
             }
         }

@@ -2,24 +2,25 @@
 
 use maud::{Markup, html};
 
-use super::{Part, missing};
+use super::Part;
 use crate::format::{number, plural};
 use crate::report::charts::bars::{Row, draw};
 use crate::report::data::Data;
 use crate::report::words::{figure, percent};
-use crate::study::{Case, Forecast, Origin};
+use crate::study::{Case, Forecast, Measure, Origin};
 
 pub fn section(data: &Data) -> Markup {
     let Some(forecast) = &data.forecast else { return html! {} };
     let pairs = data.pairs();
     if pairs.is_empty() {
-        return missing(
+        return super::missing(
             "forecast",
             "Forecast",
             "There is nothing to foretell yet: the forecast speaks of an earlier task once the first steps of a later one are over.",
         );
     }
     let rows: Vec<Row> = pairs.iter().map(|case| row(forecast, case)).collect();
+    let missing: Vec<&str> = forecast.missing(&pairs).into_iter().map(Measure::title).collect();
     let base = format!("rate {}", percent(forecast.rate));
     Part {
         id: "forecast",
@@ -31,7 +32,11 @@ pub fn section(data: &Data) -> Markup {
             (plural(forecast.cases as u64, "case")) " of " (plural(forecast.runs as u64, "run")) "; on runs that it had not seen its Brier \
              score was " (figure(forecast.brier)) ", that of always saying the rate " (figure(forecast.brier_base)) " (0 is perfect)"
             @if forecast.brier >= forecast.brier_base { ": it is no better than the rate, and its risks mean nothing" } ". "
-            (relation(forecast, &Origin::of(&data.catalog))) " Dotted: the rate of those runs. Full circles: beyond the threshold."
+            (relation(forecast, &Origin::of(&data.catalog)))
+            @if !missing.is_empty() {
+                " Not measured in the first steps here, so that an average stands for it: " (missing.join("; ")) "."
+            }
+            " Dotted: the rate of those runs. Full circles: beyond the threshold."
         },
         body: draw(&rows, (forecast.rate, &base)),
     }
@@ -86,7 +91,7 @@ fn row(forecast: &Forecast, case: &Case) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::study::{Measure, case_of, forecast};
+    use crate::study::{case_of, forecast};
 
     fn calibrated() -> Forecast {
         let origin = Origin { instance: "ab".into(), run: String::new(), tasks: vec![], parameters: 9, layers: 2 };

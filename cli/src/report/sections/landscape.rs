@@ -38,7 +38,8 @@ pub fn section(data: &Data) -> Markup {
              eigenvalues near a value, both axes logarithmic; dots: single eigenvalues. Traces: ± standard error over random vectors, not \
              over batches. Relative trace: Σθᵢ²Hᵢᵢ, which does not change when weights are rescaled; largest and trace do. Effective rank: \
              tr²H/tr H². Ratio: now over then, null 1; below 1 is flatter; none where the value at the end of the task is not above two \
-             errors. Along the drift: curvature towards where the weights have gone (null: trace over the number of parameters). Along old \
+             errors. Where the gradient norm has grown, the curvature now is that of a slope and not of the minimum that was left. Along \
+             the drift: curvature towards where the weights have gone (null: trace over the number of parameters). Along old \
              eigenvectors: the mean curvature now along the steepest directions of then. Fisher: covariance of batch gradients, not the \
              Hessian. Secant: curvature along the drift averaged over the way, null 0."
         },

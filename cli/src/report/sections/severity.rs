@@ -98,9 +98,9 @@ fn caption(data: &Data, reference: u16, heads: &AttentionHeads) -> String {
     let total = heads.latest().count();
     let mut text = format!("text of {}: of {} heads, {changed} changed", data.task(reference), count(total as u64));
     match heads.latest().any(|(_, head)| head.effect.is_finite()) {
+        _ if changed == 0 => {}
         true => text += &format!(", {severe} of them severe"),
-        false if changed > 0 => text += "; how severe is not known (fgs_head_effect)",
-        false => {}
+        false => text += "; how severe is not known (fgs_head_effect)",
     }
     if undetermined > 0 {
         text += &format!("; {undetermined} undetermined");
