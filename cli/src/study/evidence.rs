@@ -130,9 +130,23 @@ impl Evidence {
         let gradients = self.gradients.get(&later).map_or(&[][..], Vec::as_slice);
         let is_usable = |point: &&(u64, f64)| inside(point.0) && point.1 > 0.0 && point.1.is_finite();
         let gradients: Vec<_> = gradients.iter().filter(is_usable).copied().collect();
-        let cka = of(&self.cka);
-        let latest = cka.last().map(|point| point.0);
-        let latest_cka: Vec<_> = cka.iter().filter(|point| Some(point.0) == latest).copied().collect();
+        // What changed before the later task began is not its doing, so only what came since counts.
+        let before = |series: &Series| -> Vec<(u64, f64)> {
+            let of_earlier = series.iter().filter(|((_, reference), _)| *reference == earlier);
+            let mut points: Vec<_> = of_earlier.flat_map(|(_, all)| all).filter(|p| p.0 <= begin).copied().collect();
+            points.sort_by_key(|point| point.0);
+            points
+        };
+        let latest = |points: Vec<(u64, f64)>| {
+            let step = points.last().map(|point| point.0);
+            mean(&points.into_iter().filter(|point| Some(point.0) == step).collect::<Vec<_>>())
+        };
+        let cka_drop = latest(of(&self.cka)).map(|now| latest(before(&self.cka)).unwrap_or(1.0) - now);
+        let drift = last(&of(&self.drift)).map(|now| {
+            let then = last(&before(&self.drift)).unwrap_or(0.0);
+            // Far from each other, two stretches of a way through many dimensions are at right angles.
+            (now * now - then * then).sqrt().ln()
+        });
         // Similarity is measured before the later task begins, at the weights that it begins with.
         let pair = (earlier.min(later), earlier.max(later));
         let similarity = self.similarity.iter().filter(|((a, b), _)| (*a.min(b), *a.max(b)) == pair);
@@ -141,9 +155,9 @@ impl Evidence {
             (Measure::NewGradient, mean(&gradients).map(f64::ln)),
             (Measure::GradientCosine, last(&of(&self.cosines))),
             (Measure::Interference, mean(&of(&self.interference))),
-            (Measure::Drift, last(&of(&self.drift)).map(f64::ln)),
+            (Measure::Drift, drift.filter(|drift| drift.is_finite())),
             (Measure::Predicted, last(&of(&self.predicted))),
-            (Measure::CkaDrop, mean(&latest_cka).map(|cka| 1.0 - cka)),
+            (Measure::CkaDrop, cka_drop),
             (Measure::Similarity, similarity.map(|point| point.1)),
             (Measure::ExcessLoss, end.and_then(|end| self.rise(later, begin, end)).map(|rise| -rise)),
         ];

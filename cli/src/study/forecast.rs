@@ -17,8 +17,9 @@ pub struct Forecast {
     measures: Vec<Measure>,
     /// Forgetting beyond this is what the risk is of, in units of the loss.
     pub threshold: f64,
-    /// Share of a task's steps that it looks at.
+    /// Share of a task's steps that it looks at, and how many steps that was (the median).
     pub early: f64,
+    pub early_steps: u64,
     pub runs: usize,
     pub cases: usize,
     /// Share of cases that were beyond the threshold.
@@ -47,6 +48,7 @@ pub fn forecast(cases: &[Case], threshold: f64, early: f64, origins: Vec<Origin>
         measures: Measure::FORECAST.to_vec(),
         threshold,
         early,
+        early_steps: median(cases.iter().map(|case| case.early_steps).collect()),
         runs: validation.runs,
         cases: validation.cases,
         rate: fitted.iter().filter(|case| case.happened).count() as f64 / fitted.len() as f64,
@@ -55,6 +57,11 @@ pub fn forecast(cases: &[Case], threshold: f64, early: f64, origins: Vec<Origin>
         origins,
     };
     Some((forecast, validation))
+}
+
+fn median(mut steps: Vec<u64>) -> u64 {
+    steps.sort_unstable();
+    steps.get(steps.len() / 2).copied().unwrap_or(0)
 }
 
 impl Forecast {
@@ -80,6 +87,7 @@ impl Forecast {
             "event": "rise of an earlier task's loss beyond the threshold",
             "threshold": self.threshold,
             "early_share": self.early,
+            "early_steps": self.early_steps,
             "runs": self.runs,
             "cases": self.cases,
             "rate": self.rate,
@@ -123,6 +131,7 @@ impl Forecast {
             measures,
             threshold: number("threshold")?,
             early: number("early_share").filter(|early| *early > 0.0 && *early <= 1.0)?,
+            early_steps: value["early_steps"].as_u64()?,
             runs: count("runs")?,
             cases: count("cases")?,
             rate: number("rate")?,

@@ -10,11 +10,11 @@ pub enum Measure {
     GradientCosine,
     /// Mean cosine of single gradients with the reference.
     Interference,
-    /// Natural logarithm of the relative drift of all weights.
+    /// Natural logarithm of the relative drift of all weights since the later task began.
     Drift,
     /// Predicted change of the earlier task's loss.
     Predicted,
-    /// 1 − debiased CKA with the earlier task's base pass, mean over layers.
+    /// How much the debiased CKA with the earlier task's base pass fell since the later task began, mean over layers.
     CkaDrop,
     /// Subspace overlap of the two tasks' representations at the weights that the later one begins with, between chance (0)
     /// and what the same task would have (1).
@@ -63,9 +63,9 @@ impl Measure {
             Self::NewGradient => "new gradient before clipping, ln",
             Self::GradientCosine => "cosine of mean gradients",
             Self::Interference => "cosine of single gradients",
-            Self::Drift => "weight drift, ln",
+            Self::Drift => "weight drift since then, ln",
             Self::Predicted => "predicted loss change",
-            Self::CkaDrop => "drop of CKA",
+            Self::CkaDrop => "drop of CKA since then",
             Self::Similarity => "similarity of representations",
             Self::ExcessLoss => "excess loss of the new task",
         }

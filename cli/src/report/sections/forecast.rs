@@ -33,6 +33,7 @@ pub fn section(data: &Data) -> Markup {
              score was " (figure(forecast.brier)) ", that of always saying the rate " (figure(forecast.brier_base)) " (0 is perfect)"
             @if forecast.brier >= forecast.brier_base { ": it is no better than the rate, and its risks mean nothing" } ". "
             (relation(forecast, &Origin::of(&data.catalog)))
+            (steps(forecast, &pairs))
             @if !missing.is_empty() {
                 " Not measured in the first steps here, so that an average stands for it: " (missing.join("; ")) "."
             }
@@ -60,6 +61,18 @@ fn title(forecast: &Forecast, pairs: &[Case]) -> String {
         plural(known.len() as u64, "pair"),
         number((10.0 * expected).round() / 10.0),
         figure(forecast.threshold)
+    )
+}
+
+/// Says so if the first steps are many more here than they were there, or many fewer.
+fn steps(forecast: &Forecast, pairs: &[Case]) -> String {
+    let (there, here) = (forecast.early_steps, pairs.first().map_or(0, |case| case.early_steps));
+    if here <= 2 * there && there <= 2 * here {
+        return String::new();
+    }
+    format!(
+        " It was calibrated on the first {there} steps of a task and looks at {here} here: drift, CKA and the predicted change grow \
+         with steps, so it is beyond what it knows."
     )
 }
 
