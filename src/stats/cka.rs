@@ -17,6 +17,7 @@
 
 use super::noise::{Estimate, jackknife};
 use super::sample::Sample;
+use super::summary::ratio;
 use ndarray::Array2;
 use std::ops::Range;
 
@@ -74,7 +75,7 @@ pub fn cka(a: &Sample, b: &Sample) -> Cka {
             }
         }
     }
-    Cka { value: ratio(total), replicates: without.into_iter().map(ratio).collect() }
+    Cka { value: alignment(total), replicates: without.into_iter().map(alignment).collect() }
 }
 
 /// Debiased CKA between two layers at the same moment, and its change against the base. (Layers whose likeness to their
@@ -94,8 +95,8 @@ pub fn neighbours(base: (&Sample, &Sample), now: (&Sample, &Sample)) -> Neighbou
 }
 
 /// NaN where a self-similarity is not positive: then noise hides the states' own spread.
-fn ratio([xy, xx, yy]: [f64; 3]) -> f64 {
-    if xx > 0.0 && yy > 0.0 { xy / (xx.sqrt() * yy.sqrt()) } else { f64::NAN }
+fn alignment([xy, xx, yy]: [f64; 3]) -> f64 {
+    ratio(xy, xx.sqrt() * yy.sqrt())
 }
 
 /// One minibatch whose rows are in groups.

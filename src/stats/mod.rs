@@ -32,5 +32,6 @@ pub mod similarity;
 pub mod spectrum;
 pub mod stage;
 pub mod subspace;
+pub mod summary;
 pub mod tridiagonal;
 pub mod update;

@@ -13,6 +13,7 @@
 //! made, 8·(n·r + m²) bytes and a panel of 512 columns more.
 
 use super::linalg;
+use super::summary::participation_ratio;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -88,20 +89,11 @@ impl Sample {
         self.axes.as_ref().map_or(0, |axes| axes.directions.ncols())
     }
 
-    /// Eigenvalues of the covariance in descending order, squared units of the hidden states. Empty if not valid.
-    pub fn spectrum(&self) -> Vec<f64> {
-        let scale = 1.0 / (self.tokens().max(2) - 1) as f64;
-        self.axes.as_ref().map_or(Vec::new(), |axes| axes.squares.iter().map(|x| x * scale).collect())
-    }
-
     /// Participation ratio (Σλ)²/Σλ² of the covariance's eigenvalues: 1 … min(n − 1, d). (The other usual definition is the
     /// exponential of the spectrum's entropy, Roy & Vetterli 2007.) Biased downward by few rows: n isotropic rows in d
     /// dimensions have about n·d/(n + d).
     pub fn effective_rank(&self) -> f64 {
-        self.axes.as_ref().map_or(f64::NAN, |axes| {
-            let (sum, squares) = axes.squares.iter().fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
-            sum * sum / squares
-        })
+        self.axes.as_ref().map_or(f64::NAN, |axes| participation_ratio(axes.squares.iter().copied()))
     }
 
     /// (λ_k − λ_{k+1})/λ_k: 0 … 1. Near 0 the subspace is not determined: its last axes are interchangeable.
@@ -309,7 +301,8 @@ mod tests {
         assert!((sample.eigengap(1) - 0.75).abs() < 1e-12 && (sample.eigengap(2) - 0.75).abs() < 1e-12);
         assert!(sample.eigengap(3).abs() < 1e-12 && (sample.eigengap(4) - 1.0).abs() < 1e-12);
         assert!(sample.eigengap(0).is_nan() && sample.eigengap(7).is_nan());
-        assert!((sample.spectrum()[0] - 2.0 * 16.0 / 7.0).abs() < 1e-12);
+        // Rows of 4 and −4 along the first axis.
+        assert!((sample.axes.as_ref().unwrap().squares[0] - 2.0 * 16.0).abs() < 1e-11);
     }
 
     #[test]
