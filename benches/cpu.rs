@@ -336,7 +336,7 @@ fn probe(report: &mut Report) {
         task: task.as_ptr(),
         continued_updates: u64::MAX,
         flags: 0,
-        reserved: 0,
+        run: 0,
     };
     let (mut handed_over, mut copied) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..3 {

@@ -484,8 +484,9 @@ typedef struct {
     uint64_t continued_updates;
     // Bits of fgs_probe_flag.
     uint32_t flags;
-    // Zero.
-    uint32_t reserved;
+    // With continued_updates: which of several runs of such updates the pass belongs to. Passes of one run see the same
+    // batches and are not independent; changes are judged by what differs between runs, so there must be two or more.
+    uint32_t run;
 } fgs_probe;
 
 // Attention of one layer over the batch: either its probabilities, or queries and keys. Initialise with

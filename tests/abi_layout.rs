@@ -87,7 +87,7 @@ structs! {
         dtype_code as "dtype.code" at 20, dtype_bits as "dtype.bits" at 21, dtype_lanes as "dtype.lanes" at 22,
         shape at 24, strides at 32, byte_offset at 40,
     }
-    fgs_probe 32 { size at 0, magic at 4, task at 8, continued_updates at 16, flags at 24, reserved at 28 }
+    fgs_probe 32 { size at 0, magic at 4, task at 8, continued_updates at 16, flags at 24, run at 28 }
     fgs_attention 72 {
         size at 0, magic at 4, probabilities at 8, query at 16, key at 24, log_sum_exp at 32, scale at 40, softcap at 48,
         mask at 56, window at 60, first_head at 64, reserved at 68,

@@ -34,8 +34,9 @@ pub struct fgs_probe {
     pub continued_updates: u64,
     /// Bits of fgs_probe_flag.
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// With continued_updates: which of several runs of such updates the pass belongs to. Passes of one run see the same
+    /// batches and are not independent; changes are judged by what differs between runs, so there must be two or more.
+    pub run: u32,
 }
 
 /// Which keys a query sees.
@@ -133,7 +134,7 @@ pub unsafe extern "C" fn fgs_probe_begin(scope: *mut fgs_scope, probe: *const fg
                     let text = format!("probe.flags: {:#x} has bits that are no fgs_probe_flag", probe.flags);
                     return Err(Failure::invalid(text));
                 }
-                let continued = (probe.continued_updates != u64::MAX).then_some(probe.continued_updates);
+                let continued = (probe.continued_updates != u64::MAX).then_some((probe.continued_updates, probe.run));
                 Ok(front.probe_begin(required(probe.task, "probe.task")?, continued, probe.flags & base != 0)?)
             })
         }

@@ -60,7 +60,7 @@ int main(void)
     CHECK(probe.task == NULL);
     CHECK(probe.continued_updates == FGS_UNSET_U64);
     CHECK(probe.flags == 0);
-    CHECK(probe.reserved == 0);
+    CHECK(probe.run == 0);
 
     const fgs_attention attention = FGS_ATTENTION_INIT;
     CHECK(attention.size == sizeof attention);

@@ -104,7 +104,7 @@ FIELD(fgs_probe, magic, 4)
 FIELD(fgs_probe, task, 8)
 FIELD(fgs_probe, continued_updates, 16)
 FIELD(fgs_probe, flags, 24)
-FIELD(fgs_probe, reserved, 28)
+FIELD(fgs_probe, run, 28)
 
 SIZE(fgs_attention, 72)
 FIELD(fgs_attention, size, 0)

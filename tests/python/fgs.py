@@ -50,7 +50,7 @@ class TensorSpec(c.Structure):
 
 class Probe(c.Structure):
     _fields_ = [("size", c.c_uint32), ("magic", c.c_uint32), ("task", c.c_char_p), ("continued_updates", c.c_uint64),
-                ("flags", c.c_uint32), ("reserved", c.c_uint32)]
+                ("flags", c.c_uint32), ("run", c.c_uint32)]
 
 
 class Attention(c.Structure):
@@ -168,8 +168,8 @@ class Scope:
         self.kept += [value, gradient]
         return tensor.value
 
-    def probe(self, task, continued=UNSET64, flags=0):
-        self.probe_begin(Probe(c.sizeof(Probe), MAGIC, task.encode(), continued, flags, 0))
+    def probe(self, task, continued=UNSET64, flags=0, run=0):
+        self.probe_begin(Probe(c.sizeof(Probe), MAGIC, task.encode(), continued, flags, run))
 
     def batch(self, sequences, length, labels=None):
         labels = None if labels is None else np.ascontiguousarray(labels, np.int32)

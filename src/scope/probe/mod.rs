@@ -36,15 +36,15 @@ pub struct Base {
 
 impl Front {
     /// A pass over the probe of `task` begins. `continued`: the weights are those after so many more updates on the task
-    /// itself, and the pass says what change is usual. `base`: it becomes the base whatever task is being trained.
-    pub fn probe_begin(&mut self, task: &str, continued: Option<u64>, base: bool) -> Result<()> {
+    /// itself, in the run of that number, and the pass says what change is usual. `base`: it becomes the base whatever task is being trained.
+    pub fn probe_begin(&mut self, task: &str, continued: Option<(u64, u32)>, base: bool) -> Result<()> {
         self.expect_idle("fgs_probe_begin")?;
         let known = self.tasks.list.iter().position(|known| known.name == task);
         let earlier = known.and_then(|id| self.tasks.list[id].base.as_ref());
         let is_current = known.is_some() && self.tasks.current.map(usize::from) == known;
         let epoch = self.updates;
         let purpose = match (continued, earlier) {
-            (Some(0), _) => {
+            (Some((0, _)), _) => {
                 return Err(invalid!("probe.continued_updates: 0 updates after the base there is nothing to see"));
             }
             (Some(_), _) if base => {
@@ -55,7 +55,7 @@ impl Front {
                     "probe.continued_updates: task '{task}' has no base pass yet that this one could continue from"
                 ));
             }
-            (Some(updates), Some(_)) => Purpose::Null { updates },
+            (Some((updates, run)), Some(_)) => Purpose::Null { updates, run },
             (None, Some(earlier)) if !base && !is_current => {
                 Purpose::Later { updates: epoch.saturating_sub(earlier.epoch) }
             }

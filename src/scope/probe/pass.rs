@@ -14,7 +14,8 @@ pub enum Purpose {
     /// It is compared with the base, this many updates after it.
     Later { updates: u64 },
     /// The same, but the updates went on with the task itself: what change is usual.
-    Null { updates: u64 },
+    /// Passes of one `run` of such updates are not independent.
+    Null { updates: u64, run: u32 },
 }
 
 /// One forward pass over all batches of a task's probe.

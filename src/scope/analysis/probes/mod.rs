@@ -176,7 +176,7 @@ impl Running {
     fn updates(&self) -> f64 {
         match self.pass.purpose {
             Purpose::Base => 0.0,
-            Purpose::Later { updates } | Purpose::Null { updates } => updates as f64,
+            Purpose::Later { updates } | Purpose::Null { updates, .. } => updates as f64,
         }
     }
 }
