@@ -378,7 +378,18 @@ pub const KINDS: [(u16, &str, &[&str]); 30] = [
     (
         kind::DEPTH,
         "depth",
-        &["difference", "low", "high", "lower", "upper", "lower_heads", "upper_heads", "confidence"],
+        &[
+            "difference",
+            "low",
+            "high",
+            "lower",
+            "upper",
+            "lower_heads",
+            "upper_heads",
+            "confidence",
+            "null_slope",
+            "null_degrees",
+        ],
     ),
     (
         kind::ROUTER,

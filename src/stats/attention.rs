@@ -11,6 +11,7 @@
 //! Probabilities are divided by their own sum, which in fp16 and bf16 is not one. Cost: two logarithms per key.
 
 use super::divergence::{entropy, jensen_shannon};
+use super::summary::mean;
 
 /// Probability of the first key above which a row counts as dormant: the head then writes little but the first token's
 /// value. A choice of this library; the share moves with it, its change between two passes hardly does.
@@ -119,11 +120,6 @@ fn total(row: &[f32]) -> f64 {
 /// Share of the first key.
 fn first_share(row: &[f32]) -> f64 {
     f64::from(row[0]) / total(row)
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (count, sum) = values.fold((0.0, 0.0), |(count, sum), value| (count + 1.0, sum + value));
-    if count > 0.0 { sum / count } else { f64::NAN }
 }
 
 #[cfg(test)]

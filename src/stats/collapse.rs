@@ -17,6 +17,7 @@
 use super::linalg;
 use super::random::Random;
 use super::sample::Sample;
+use super::summary::mean;
 use ndarray::{Array2, ArrayView2, Axis};
 use std::collections::BTreeMap;
 
@@ -49,7 +50,7 @@ pub fn collapse(sample: &Sample, labels: &[i32]) -> Collapse {
     let units = units(&sample.layout.sequences, labels);
     let mut random = Random::new(SEED);
     let null = |_| nc1(axes.scores.view(), &Classes::new(&permuted(labels, &units, &mut random)));
-    result.null = (0..PERMUTATIONS).map(null).sum::<f64>() / PERMUTATIONS as f64;
+    result.null = mean((0..PERMUTATIONS).map(null));
     result
 }
 

@@ -5,6 +5,7 @@
 //! the interval is what it is: wide. Cost: `RESAMPLES` passes over the pairs.
 
 use super::random::Random;
+use super::summary::{mean, quantile};
 
 /// Resamples of an interval.
 pub const RESAMPLES: usize = 2000;
@@ -67,20 +68,15 @@ pub fn correlate(pairs: &[Pair], seed: u64) -> Correlation {
 fn with_interval(value: f64, mut resampled: Vec<f64>) -> Coefficient {
     resampled.retain(|coefficient| coefficient.is_finite());
     resampled.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| match resampled.len() {
-        0 => f64::NAN,
-        count => resampled[((count - 1) as f64 * share).round() as usize],
-    };
-    Coefficient { value, low: at(0.025), high: at(0.975) }
+    Coefficient { value, low: quantile(&resampled, 0.025), high: quantile(&resampled, 0.975) }
 }
 
 /// Pearson's r; NaN for fewer than three pairs or a variable that does not vary.
 pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
-    let n = x.len() as f64;
     if x.len() < 3 {
         return f64::NAN;
     }
-    let (x_mean, y_mean) = (x.iter().sum::<f64>() / n, y.iter().sum::<f64>() / n);
+    let (x_mean, y_mean) = (mean(x.iter().copied()), mean(y.iter().copied()));
     let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
     for (x, y) in x.iter().zip(y) {
         let (x, y) = (x - x_mean, y - y_mean);

@@ -12,7 +12,7 @@
 //! tell one. Cost: [`RESAMPLES`] draws of every head.
 
 use super::random::Random;
-use super::subspace::percentile;
+use super::summary::{mean, quantile};
 
 /// Bootstrap resamples: the 2.5 % quantile has 50 of them below it.
 const RESAMPLES: usize = 2000;
@@ -54,8 +54,8 @@ pub fn depth(layers: usize, differences: &[(usize, f64)]) -> Depth {
         let mut resample = |values: &[f64]| mean((0..values.len()).map(|_| values[random.below(values.len())]));
         let mut differences: Vec<f64> = (0..RESAMPLES).map(|_| resample(&upper) - resample(&lower)).collect();
         differences.sort_by(f64::total_cmp);
-        low = percentile(&differences, (1.0 - CONFIDENCE) / 2.0);
-        high = percentile(&differences, (1.0 + CONFIDENCE) / 2.0);
+        low = quantile(&differences, (1.0 - CONFIDENCE) / 2.0);
+        high = quantile(&differences, (1.0 + CONFIDENCE) / 2.0);
     }
     Depth {
         difference: upper_mean - lower_mean,
@@ -67,11 +67,6 @@ pub fn depth(layers: usize, differences: &[(usize, f64)]) -> Depth {
         upper_heads: upper.len(),
         confidence: CONFIDENCE,
     }
-}
-
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let count = values.len();
-    if count == 0 { f64::NAN } else { values.sum::<f64>() / count as f64 }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 //! sample, the largest upwards. Cost: a B × B eigenproblem.
 
 use super::linalg;
-use super::spectrum::effective_rank;
+use super::summary::{mean, participation_ratio};
 use ndarray::Array2;
 
 /// Eigenvalues and what follows from them. Units: of the squared gradient.
@@ -33,14 +33,17 @@ pub fn fisher(gram: &Array2<f64>, examples: f64) -> Option<Fisher> {
     if n < 2 {
         return None;
     }
-    let mean = |row: usize| gram.row(row).sum() / n as f64;
-    let means: Vec<f64> = (0..n).map(mean).collect();
-    let all = means.iter().sum::<f64>() / n as f64;
+    let means: Vec<f64> = gram.outer_iter().map(|row| mean(row.iter().copied())).collect();
+    let all = mean(means.iter().copied());
     let factor = examples / (n - 1) as f64;
     let centred = Array2::from_shape_fn((n, n), |(i, j)| factor * (gram[[i, j]] - means[i] - means[j] + all));
     let mut eigenvalues = linalg::symmetric_eigenvalues(&centred)?.to_vec();
     eigenvalues.reverse();
-    Some(Fisher { trace: centred.diag().sum(), effective_rank: effective_rank(&eigenvalues), eigenvalues })
+    Some(Fisher {
+        trace: centred.diag().sum(),
+        effective_rank: participation_ratio(eigenvalues.iter().copied()),
+        eigenvalues,
+    })
 }
 
 #[cfg(test)]

@@ -10,11 +10,12 @@
 //! Null: a trace within two errors of zero says nothing of its sign. Units: those of the matrix.
 
 use super::noise::Estimate;
+use super::summary;
 
 /// Mean of samples with its standard error; the error of a single sample is NaN, and so is the mean of none.
 pub fn mean(samples: &[f64]) -> Estimate {
     let n = samples.len() as f64;
-    let value = samples.iter().sum::<f64>() / n;
+    let value = summary::mean(samples.iter().copied());
     let variance = samples.iter().map(|x| (x - value) * (x - value)).sum::<f64>() / (n - 1.0);
     Estimate { value, error: (variance / n).sqrt() }
 }
@@ -28,8 +29,8 @@ pub fn effective_rank(traces: &[f64], squares: &[f64]) -> f64 {
     let sum: f64 = traces.iter().sum();
     let own: f64 = traces.iter().map(|x| x * x).sum();
     let trace_squared = (sum * sum - own) / (n * (n - 1.0));
-    let squares = squares.iter().sum::<f64>() / squares.len() as f64;
-    if trace_squared > 0.0 && squares > 0.0 { trace_squared / squares } else { f64::NAN }
+    let squares = summary::mean(squares.iter().copied());
+    if trace_squared > 0.0 { summary::ratio(trace_squared, squares) } else { f64::NAN }
 }
 
 /// The trace from `captured` = qᵀHq over an orthonormal basis of the span of HS, and `residual` = vᵀHv for random v with

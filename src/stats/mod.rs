@@ -4,6 +4,8 @@
 //! to judge it: a standard error, the value under a null hypothesis, or a sample size. Undefined is NaN, never a guess.
 
 pub mod attention;
+#[cfg(test)]
+mod calibration;
 pub mod cka;
 pub mod collapse;
 pub mod continuation;
@@ -31,6 +33,8 @@ pub mod severity;
 pub mod similarity;
 pub mod spectrum;
 pub mod stage;
+pub mod student;
 pub mod subspace;
+pub mod summary;
 pub mod tridiagonal;
 pub mod update;

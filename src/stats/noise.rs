@@ -17,7 +17,7 @@
 
 /// One sample (steps, or batches of the reference) reduced to inner products.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sample {
+pub struct Gradients {
     /// |gᵢ|².
     pub squares: Vec<f64>,
     /// ⟨gᵢ, Σⱼ gⱼ⟩.
@@ -55,7 +55,7 @@ pub struct Corrected {
     pub batches_norm2: Estimate,
 }
 
-impl Sample {
+impl Gradients {
     /// Independent gradients.
     pub fn len(&self) -> usize {
         self.squares.len()
@@ -119,10 +119,10 @@ pub(super) fn jackknife(value: f64, leave_one_out: impl Iterator<Item = f64>) ->
 
 /// The corrected cosine between the mean of `steps` and the mean of `batches`. `sketch_error` is the standard deviation
 /// that sketching adds to the inner product of the two means (zero if exact).
-pub fn corrected_cosine(steps: &Sample, batches: &Sample, sketch_error: f64) -> Corrected {
+pub fn corrected_cosine(steps: &Gradients, batches: &Gradients, sketch_error: f64) -> Corrected {
     let (steps_norm2, batches_norm2) = (steps.norm2(), batches.norm2());
     let value = steps.mean_with_other();
-    let spread = |sample: &Sample| jackknife(value, (0..sample.len()).map(|k| sample.mean_with_other_without(k)));
+    let spread = |sample: &Gradients| jackknife(value, (0..sample.len()).map(|k| sample.mean_with_other_without(k)));
     let dot = Estimate { value, error: hypot3(spread(steps), spread(batches), sketch_error) };
     let cosine = if steps_norm2.is_positive() && batches_norm2.is_positive() {
         let (a, b) = (steps_norm2.value.sqrt(), batches_norm2.value.sqrt());
@@ -183,9 +183,9 @@ mod tests {
         (0..rows[0].len()).map(|k| rows.iter().map(|row| row[k]).sum()).collect()
     }
 
-    fn reduce(rows: &[Vec<f64>], others: &[Vec<f64>]) -> Sample {
+    fn reduce(rows: &[Vec<f64>], others: &[Vec<f64>]) -> Gradients {
         let (total, other) = (sum(rows), sum(others));
-        Sample {
+        Gradients {
             squares: rows.iter().map(|g| dot(g, g)).collect(),
             with_sum: rows.iter().map(|g| dot(g, &total)).collect(),
             with_other: rows.iter().map(|g| dot(g, &other) / others.len() as f64).collect(),
@@ -266,7 +266,7 @@ mod tests {
         let part = |rows: &[Vec<f64>], from: usize, to: usize| -> Vec<Vec<f64>> {
             rows.iter().map(|row| row[from..to].to_vec()).collect()
         };
-        let mut sums = Sample::default();
+        let mut sums = Gradients::default();
         for (from, to) in [(0, 7), (7, 40)] {
             sums.add(&reduce(&part(&steps, from, to), &part(&batches, from, to)));
         }

@@ -15,6 +15,7 @@ use super::cka::cka;
 use super::linalg;
 use super::noise::Estimate;
 use super::sample::{Axes, Sample};
+use super::summary::ratio;
 
 /// One layer, now against base.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +76,6 @@ fn mean_shift(base: &Axes, now: &Axes, tokens: usize) -> f64 {
     }
     let distance: f64 = base.mean.iter().zip(&now.mean).map(|(x, y)| (x - y) * (x - y)).sum();
     ratio(distance, base.total() / (tokens - 1) as f64).sqrt()
-}
-
-/// NaN instead of a division by nothing.
-fn ratio(x: f64, y: f64) -> f64 {
-    if y > 0.0 { x / y } else { f64::NAN }
 }
 
 #[cfg(test)]

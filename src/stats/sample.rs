@@ -8,17 +8,26 @@
 //! Through the n × n Gram matrix where n ≤ d, through the d × d covariance where n > d. In fp64 either way; singular values
 //! below √(2⁻⁵³) of the largest are rounding, which fp32 input (2⁻²⁴) does not resolve anyway.
 //!
-//! Cost for n rows of d, m = min(n, d): 2·n·d·m + 9·m³ operations for the axes, and 2·n_b²·r for the Gram of a minibatch of
-//! n_b rows. Memory: 8·(n·r + k·d + Σn_b²) bytes: 10 MB for n = 1024, d = 4096, k = 32 in minibatches of 64. While it is
-//! made, 8·(n·r + m²) bytes and a panel of 512 columns more.
+//! Kernel alignment needs rows that are independent. Tokens of a sequence are not, so that rows are cut into *blocks* with at
+//! most one row of each sequence: all first rows of sequences, all second ones, and so on; see [`super::cka`]. The trainer's
+//! minibatches do not matter to it.
+//!
+//! Cost for n rows of d, m = min(n, d): 2·n·d·m + 9·m³ operations for the axes, and 2·n_b²·r for the Gram of a block of n_b
+//! rows. Memory: 8·(n·r + k·d + Σn_b²) bytes: 12 MB for n = 1024, d = 4096, k = 32, four tokens a sequence. While it is made,
+//! 8·(n·r + m²) bytes and a panel of 512 columns more.
 
 use super::linalg;
+use super::summary::participation_ratio;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::collections::HashMap;
 use std::ops::Range;
 
 /// Rows or columns that are converted to fp64 at a time.
 const PANEL: usize = 512;
+
+/// Most rows of a block: bounds its Gram to 8 MB. Longer ones would be no better, since the estimate's error falls with all
+/// rows as soon as there is anything to find.
+const BLOCK: usize = 1024;
 
 /// Groups of the delete-a-group jackknife: enough for a standard error good to 13 % (1/√(2·31)).
 const GROUPS: usize = 32;
@@ -34,7 +43,10 @@ pub struct Sample {
 /// Which rows belong together. Samples are compared row by row only if their layouts are equal.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Layout {
-    pub batches: Vec<Range<usize>>,
+    /// Rows of each of the trainer's minibatches.
+    pub batches: Vec<usize>,
+    /// Rows, ascending, of which no two are of one sequence. Every row is in one block.
+    pub blocks: Vec<Vec<usize>>,
     /// For each row the number of its sequence, 0 .. `sequence_count` in order of appearance.
     pub sequences: Vec<usize>,
     pub sequence_count: usize,
@@ -51,7 +63,7 @@ pub(super) struct Axes {
     pub scores: Array2<f64>,
     /// d × k, orthonormal: the leading right subspace.
     pub directions: Array2<f64>,
-    /// Gram matrix of each minibatch, centred over all rows, with a zero diagonal.
+    /// Gram matrix of each block, centred over all rows, with a zero diagonal.
     pub grams: Vec<Array2<f64>>,
 }
 
@@ -64,7 +76,7 @@ impl Sample {
         let layout = Layout::new(batches, sequences);
         let fits = sequences.len() == n && batches.iter().sum::<usize>() == n && n >= 2 && rows.ncols() > 0;
         let finite = fits && rows.iter().all(|x| x.is_finite());
-        let axes = if finite { Axes::new(rows, &layout.batches, dimensions) } else { None };
+        let axes = if finite { Axes::new(rows, &layout.blocks, dimensions) } else { None };
         Self { layout, axes }
     }
 
@@ -78,7 +90,7 @@ impl Sample {
         self.layout.sequences.len()
     }
 
-    /// Minibatches.
+    /// Minibatches of the trainer.
     pub fn batches(&self) -> usize {
         self.layout.batches.len()
     }
@@ -88,20 +100,11 @@ impl Sample {
         self.axes.as_ref().map_or(0, |axes| axes.directions.ncols())
     }
 
-    /// Eigenvalues of the covariance in descending order, squared units of the hidden states. Empty if not valid.
-    pub fn spectrum(&self) -> Vec<f64> {
-        let scale = 1.0 / (self.tokens().max(2) - 1) as f64;
-        self.axes.as_ref().map_or(Vec::new(), |axes| axes.squares.iter().map(|x| x * scale).collect())
-    }
-
     /// Participation ratio (Σλ)²/Σλ² of the covariance's eigenvalues: 1 … min(n − 1, d). (The other usual definition is the
     /// exponential of the spectrum's entropy, Roy & Vetterli 2007.) Biased downward by few rows: n isotropic rows in d
     /// dimensions have about n·d/(n + d).
     pub fn effective_rank(&self) -> f64 {
-        self.axes.as_ref().map_or(f64::NAN, |axes| {
-            let (sum, squares) = axes.squares.iter().fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
-            sum * sum / squares
-        })
+        self.axes.as_ref().map_or(f64::NAN, |axes| participation_ratio(axes.squares.iter().copied()))
     }
 
     /// (λ_k − λ_{k+1})/λ_k: 0 … 1. Near 0 the subspace is not determined: its last axes are interchangeable.
@@ -124,20 +127,15 @@ impl Sample {
 
 impl Layout {
     fn new(batches: &[usize], sequences: &[u32]) -> Self {
-        let mut end = 0;
-        let batches = batches.iter().map(|&rows| {
-            let start = end;
-            end += rows;
-            start..end
-        });
-        let batches = batches.collect();
         let mut numbers = HashMap::new();
         let sequences = sequences.iter().map(|&sequence| {
             let next = numbers.len();
             *numbers.entry(sequence).or_insert(next)
         });
-        let sequences = sequences.collect();
-        Self { batches, sequences, sequence_count: numbers.len() }
+        let sequences: Vec<usize> = sequences.collect();
+        let sequence_count = numbers.len();
+        let blocks = blocks(&sequences, sequence_count);
+        Self { batches: batches.to_vec(), blocks, sequences, sequence_count }
     }
 
     /// Groups of the jackknife.
@@ -145,14 +143,14 @@ impl Layout {
         self.sequence_count.min(GROUPS)
     }
 
-    /// Group of a row: whole sequences, dealt in turn, so that every minibatch loses about the same share.
+    /// Group of a row: whole sequences, dealt in turn, so that every block loses about the same share.
     pub fn group(&self, row: usize) -> usize {
         self.sequences[row] % self.groups()
     }
 }
 
 impl Axes {
-    fn new(rows: &Array2<f32>, batches: &[Range<usize>], dimensions: usize) -> Option<Self> {
+    fn new(rows: &Array2<f32>, blocks: &[Vec<usize>], dimensions: usize) -> Option<Self> {
         let (n, d) = rows.dim();
         // About the first row, so that the mean of a constant column is exact and its variance zero.
         let first = rows.row(0).mapv(f64::from);
@@ -199,10 +197,10 @@ impl Axes {
                 scores.slice_mut(s![range, ..]).assign(&part);
             }
         }
-        let mut grams = Vec::with_capacity(batches.len());
-        for batch in batches {
-            let x = scores.slice(s![batch.clone(), ..]);
-            let mut gram = linalg::product(x, x.t())?;
+        let mut grams = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            let x = scores.select(Axis(0), block);
+            let mut gram = linalg::product(x.view(), x.t())?;
             gram.diag_mut().fill(0.0);
             grams.push(gram);
         }
@@ -213,6 +211,26 @@ impl Axes {
     pub fn total(&self) -> f64 {
         self.squares.sum()
     }
+}
+
+/// The k-th rows of all sequences together, for every k, in as few equal parts as [`BLOCK`] allows. Sequences are dealt to
+/// groups of the jackknife in turn, so that consecutive ones in a block lose the same share to each group.
+fn blocks(sequences: &[usize], sequence_count: usize) -> Vec<Vec<usize>> {
+    let mut seen = vec![0; sequence_count];
+    let mut places: Vec<Vec<usize>> = Vec::new();
+    for (row, &sequence) in sequences.iter().enumerate() {
+        let place = seen[sequence];
+        seen[sequence] += 1;
+        if place == places.len() {
+            places.push(Vec::new());
+        }
+        places[place].push(row);
+    }
+    let parts = |rows: &Vec<usize>| {
+        let count = rows.len().div_ceil(BLOCK);
+        rows.chunks(rows.len().div_ceil(count)).map(<[usize]>::to_vec).collect::<Vec<_>>()
+    };
+    places.iter().flat_map(parts).collect()
 }
 
 /// Per column, Σ over rows of `term(value, origin of the column)`.
@@ -292,6 +310,25 @@ mod tests {
     }
 
     #[test]
+    fn no_block_holds_two_rows_of_a_sequence() {
+        // Sequences of 1 to 4 rows, numbered over two minibatches, one of which comes back later.
+        let sequences = [7, 7, 9, 9, 9, 9, 3, 3, 3, 1, 7, 0, 0];
+        let layout = Layout::new(&[9, 4], &sequences);
+        assert_eq!(layout.blocks, [vec![0, 2, 6, 9, 11], vec![1, 3, 7, 12], vec![4, 8, 10], vec![5]]);
+        // 2,500 sequences of two rows: two places, three parts of each.
+        let sequences: Vec<u32> = (0..5000).map(|row| row / 2).collect();
+        let layout = Layout::new(&[5000], &sequences);
+        assert_eq!(layout.blocks.iter().map(Vec::len).collect::<Vec<_>>(), [834, 834, 832, 834, 834, 832]);
+        let mut rows = layout.blocks.concat();
+        rows.sort_unstable();
+        assert_eq!(rows, (0..5000).collect::<Vec<_>>());
+        for block in &layout.blocks {
+            assert!(block.is_sorted_by(|x, y| layout.sequences[*x] < layout.sequences[*y]));
+        }
+        assert!(Layout::new(&[], &[]).blocks.is_empty());
+    }
+
+    #[test]
     fn rank_and_gap_of_a_known_spectrum() {
         // Rows ±a_i e_i: the covariance is diagonal with a_i², and has mean zero.
         let a: [f64; 4] = [4.0, 2.0, 1.0, 1.0];
@@ -309,7 +346,8 @@ mod tests {
         assert!((sample.eigengap(1) - 0.75).abs() < 1e-12 && (sample.eigengap(2) - 0.75).abs() < 1e-12);
         assert!(sample.eigengap(3).abs() < 1e-12 && (sample.eigengap(4) - 1.0).abs() < 1e-12);
         assert!(sample.eigengap(0).is_nan() && sample.eigengap(7).is_nan());
-        assert!((sample.spectrum()[0] - 2.0 * 16.0 / 7.0).abs() < 1e-12);
+        // Rows of 4 and −4 along the first axis.
+        assert!((sample.axes.as_ref().unwrap().squares[0] - 2.0 * 16.0).abs() < 1e-11);
     }
 
     #[test]

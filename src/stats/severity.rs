@@ -67,6 +67,15 @@ impl Effect {
     pub const UNKNOWN: Self = Self { value: f64::NAN, error: f64::NAN };
 }
 
+/// What a pass says of one head, and which head of the null it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Observed {
+    /// Its place in the differences of the null's passes. `None`: the null has never seen it.
+    pub head: Option<usize>,
+    /// d_h.
+    pub difference: f64,
+}
+
 /// What is known about one head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
@@ -77,52 +86,45 @@ pub struct Verdict {
     pub p_value: f64,
     pub q_value: f64,
     /// `None`: there is no null, or the change is not known.
-    pub severity: Option<Severity>,
+    pub changed: Option<bool>,
+}
+
+/// Verdicts on all heads of one pass after `updates`, in their order.
+pub fn judge(predicate: &Predicate, null: &Continuation, updates: f64, heads: &[Observed]) -> Vec<Verdict> {
+    let t = null.student_quantile(predicate.quantile);
+    let verdict = |observed: &Observed| {
+        let expected = observed.head.and_then(|head| null.predict(head, updates));
+        Verdict {
+            null_median: expected.map_or(f64::NAN, |prediction| prediction.median()),
+            null_high: expected.map_or(f64::NAN, |prediction| prediction.at(t)),
+            p_value: expected.map_or(f64::NAN, |prediction| prediction.p_value(observed.difference)),
+            q_value: f64::NAN,
+            changed: None,
+        }
+    };
+    let mut verdicts: Vec<Verdict> = heads.iter().map(verdict).collect();
+    let q_values = benjamini_hochberg(&verdicts.iter().map(|verdict| verdict.p_value).collect::<Vec<_>>());
+    for ((verdict, q_value), observed) in verdicts.iter_mut().zip(q_values).zip(heads) {
+        verdict.q_value = q_value;
+        let changed = q_value <= predicate.fdr && observed.difference > verdict.null_high;
+        verdict.changed = (!q_value.is_nan()).then_some(changed);
+    }
+    verdicts
 }
 
 impl Verdict {
-    /// The class's number, NaN if undetermined.
-    pub fn number(&self) -> f64 {
-        self.severity.map_or(f64::NAN, |severity| f64::from(severity as u8))
-    }
-}
-
-/// Verdicts on all heads of one pass after `updates`, in the order of the null's heads. `effects` may be shorter: effects
-/// that are missing are unknown. `forgetting`: rise of the task's loss since the base, in the units of the effects.
-pub fn classify(
-    predicate: &Predicate,
-    null: &Continuation,
-    updates: f64,
-    differences: &[f64],
-    effects: &[Effect],
-    forgetting: f64,
-) -> Vec<Verdict> {
-    let verdict = |(head, &difference): (usize, &f64)| {
-        let expected = null.predict(head, updates);
-        Verdict {
-            null_median: expected.map_or(f64::NAN, |prediction| prediction.median()),
-            null_high: expected.map_or(f64::NAN, |prediction| prediction.quantile(predicate.quantile)),
-            p_value: expected.map_or(f64::NAN, |prediction| prediction.p_value(difference)),
-            q_value: f64::NAN,
-            severity: None,
-        }
-    };
-    let mut verdicts: Vec<Verdict> = differences.iter().enumerate().map(verdict).collect();
-    let q_values = benjamini_hochberg(&verdicts.iter().map(|verdict| verdict.p_value).collect::<Vec<_>>());
-    for (head, (verdict, q_value)) in verdicts.iter_mut().zip(q_values).enumerate() {
-        verdict.q_value = q_value;
-        let changed = q_value <= predicate.fdr && differences[head] > verdict.null_high;
-        let effect = effects.get(head).copied().unwrap_or(Effect::UNKNOWN);
+    /// The class of the head, given the effect of its change on the loss. `forgetting`: rise of the task's loss since the
+    /// base, in the units of the effect. `None` if undetermined.
+    pub fn class(&self, predicate: &Predicate, effect: Effect, forgetting: f64) -> Option<Severity> {
         let harmful = forgetting > 0.0
             && effect.value > predicate.effect_errors * effect.error
             && effect.value >= predicate.effect_share * forgetting;
-        verdict.severity = (!q_value.is_nan()).then_some(match (changed, harmful) {
+        self.changed.map(|changed| match (changed, harmful) {
             (false, _) => Severity::Unchanged,
             (true, false) => Severity::Changed,
             (true, true) => Severity::Severe,
-        });
+        })
     }
-    verdicts
 }
 
 /// q-values of Benjamini & Hochberg 1995: for the i-th smallest of m p-values the least of p_j·m/j over j ≥ i. NaN stays NaN
@@ -144,32 +146,16 @@ pub fn benjamini_hochberg(p_values: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::continuation::Pass;
+    use crate::stats::continuation::NullPass;
     use crate::stats::continuation::tests::passes;
-    use crate::stats::contribution::{HeadOutputs, compare};
-    use crate::stats::random::Random;
-    use ndarray::{Array2, s};
     use proptest::prelude::*;
 
-    const HEADS: usize = 32;
-    const TRIALS: usize = 1000;
-    const UPDATES: [f64; 8] = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0];
-
-    /// Wilson's 95 % interval of a share.
-    fn wilson(hits: usize, trials: usize) -> (f64, f64) {
-        let (n, z) = (trials as f64, 1.959_963_984_540_054);
-        let share = hits as f64 / n;
-        let centre = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
-        let half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-        (centre - half, centre + half)
+    fn observed(differences: &[f64]) -> Vec<Observed> {
+        differences.iter().enumerate().map(|(head, &difference)| Observed { head: Some(head), difference }).collect()
     }
 
-    fn flagged(verdicts: &[Verdict]) -> Vec<usize> {
-        (0..verdicts.len()).filter(|&head| verdicts[head].severity >= Some(Severity::Changed)).collect()
-    }
-
-    fn judge(null: &Continuation, updates: f64, differences: &[f64]) -> Vec<Verdict> {
-        classify(&Predicate::default(), null, updates, differences, &[], f64::NAN)
+    fn verdicts(null: &Continuation, updates: f64, differences: &[f64]) -> Vec<Verdict> {
+        judge(&Predicate::default(), null, updates, &observed(differences))
     }
 
     #[test]
@@ -182,118 +168,42 @@ mod tests {
         assert!(benjamini_hochberg(&[]).is_empty());
     }
 
-    /// d drawn from the model itself.
     #[test]
-    fn continued_training_is_flagged_as_often_as_promised() {
-        let mut random = Random::new(1);
-        let mut any = 0;
-        for _ in 0..TRIALS {
-            let offsets: Vec<f64> = (0..HEADS).map(|_| random.normal()).collect();
-            let mut pass = |updates: f64| {
-                let difference = |offset: &f64| (offset + 0.5 * updates.ln() + 0.3 * random.normal()).exp();
-                Pass { updates, differences: offsets.iter().map(difference).collect() }
-            };
-            let null = Continuation::fit(&UPDATES.map(&mut pass));
-            any += usize::from(!flagged(&judge(&null, 60.0, &pass(60.0).differences)).is_empty());
+    fn a_head_is_judged_by_its_own_null_wherever_it_stands() {
+        let null = Continuation::fit(&passes());
+        let all = observed(&[0.05, 0.12, 0.9]);
+        let expected = judge(&Predicate::default(), &null, 60.0, &all);
+        let turned: Vec<Observed> = all.iter().rev().copied().collect();
+        let found = judge(&Predicate::default(), &null, 60.0, &turned);
+        assert!(found.iter().rev().eq(&expected));
+        // The first head is missing, and one stands there that the null has never seen.
+        let stranger = Observed { head: None, difference: 0.05 };
+        let found = judge(&Predicate::default(), &null, 60.0, &[stranger, all[1], all[2]]);
+        assert!(found[0].changed.is_none() && found[0].null_median.is_nan() && found[0].q_value.is_nan());
+        for (found, expected) in found[1..].iter().zip(&expected[1..]) {
+            let of = |verdict: &Verdict| (verdict.null_median, verdict.null_high, verdict.p_value);
+            assert_eq!(of(found), of(expected));
         }
-        let (low, high) = wilson(any, TRIALS);
-        println!("any of {HEADS} heads flagged under the null: {any} of {TRIALS}, 95 % interval {low:.3} … {high:.3}");
-        assert!(low <= 0.05, "{any} of {TRIALS}");
-    }
-
-    /// A layer whose weights wander from pass to pass, each head at its own pace.
-    struct Layer {
-        random: Random,
-        outputs: Array2<f32>,
-        projection: Array2<f32>,
-        pace: Vec<f64>,
-        base: HeadOutputs,
-        residual: f64,
-    }
-
-    const TOKENS: usize = 24;
-    const WIDTH: usize = 4;
-    const STREAM: usize = 12;
-
-    impl Layer {
-        fn new(seed: u64) -> Self {
-            let mut random = Random::new(seed);
-            let outputs = random.normals(TOKENS, HEADS * WIDTH).mapv(|x| x as f32);
-            let projection = random.normals(STREAM, HEADS * WIDTH).mapv(|x| x as f32);
-            // Slow enough that no head loses more than some tenths of itself. A head that does has a quadratic part in its
-            // change, more spread than the others, and is flagged more often: 6.6 % of passes with paces e times as far apart.
-            let pace = (0..HEADS).map(|_| 0.005 * (0.5 * random.normal()).exp()).collect();
-            let base = HeadOutputs::new(outputs.clone(), Some(projection.clone()), HEADS);
-            let residual = base.norms().iter().map(|x| x * x).sum::<f64>().sqrt();
-            Self { random, outputs, projection, pace, base, residual }
-        }
-
-        /// Changes after `updates` random-walk steps; projections of the `scrambled` heads are drawn anew.
-        fn pass(&mut self, updates: f64, scrambled: &[usize]) -> Pass {
-            let (mut outputs, mut projection) = (self.outputs.clone(), self.projection.clone());
-            for head in 0..HEADS {
-                let size = self.pace[head] * updates.sqrt() * (0.2 * self.random.normal()).exp();
-                let columns = s![.., head * WIDTH..(head + 1) * WIDTH];
-                for weights in [&mut outputs, &mut projection] {
-                    let rows = weights.nrows();
-                    let step = self.random.normals(rows, WIDTH).mapv(|x| (size * x) as f32);
-                    weights.slice_mut(columns).zip_mut_with(&step, |x, y| *x += y);
-                }
-                if scrambled.contains(&head) {
-                    projection.slice_mut(columns).assign(&self.random.normals(STREAM, WIDTH).mapv(|x| x as f32));
-                }
-            }
-            let now = HeadOutputs::new(outputs, Some(projection), HEADS);
-            let changes = compare(&self.base, &now, self.residual);
-            Pass { updates, differences: changes.iter().map(|change| change.difference).collect() }
-        }
-    }
-
-    /// Through real contributions, whose noise is only roughly that of the model.
-    #[test]
-    fn scrambled_heads_are_found_and_others_left_alone() {
-        let scrambled = [3, 17, 30];
-        let (mut any, mut found, mut proportions) = (0, 0, Vec::new());
-        for trial in 0..TRIALS {
-            let mut layer = Layer::new(trial as u64);
-            let null = Continuation::fit(&UPDATES.map(|updates| layer.pass(updates, &[])));
-            let still = layer.pass(60.0, &[]);
-            any += usize::from(!flagged(&judge(&null, 60.0, &still.differences)).is_empty());
-            let hit = flagged(&judge(&null, 60.0, &layer.pass(60.0, &scrambled).differences));
-            found += usize::from(scrambled.iter().all(|head| hit.contains(head)));
-            proportions
-                .push(hit.iter().filter(|head| !scrambled.contains(head)).count() as f64 / hit.len().max(1) as f64);
-        }
-        let (low, high) = wilson(any, TRIALS);
-        let mean = proportions.iter().sum::<f64>() / TRIALS as f64;
-        let spread = proportions.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (TRIALS - 1) as f64;
-        let error = (spread / TRIALS as f64).sqrt();
-        println!("any of {HEADS} heads flagged under the null: {any} of {TRIALS}, 95 % interval {low:.3} … {high:.3}");
-        println!("all three scrambled heads found: {found} of {TRIALS}; false discoveries: {mean:.3} ± {error:.3}");
-        assert!(low <= 0.05, "{any} of {TRIALS}");
-        assert_eq!(found, TRIALS);
-        // Benjamini & Hochberg: on average fdr times the share of heads that did not change.
-        let bound = 0.05 * (HEADS - scrambled.len()) as f64 / HEADS as f64;
-        assert!(mean - 2.0 * error <= bound, "{mean} ± {error} above {bound}");
     }
 
     #[test]
     fn severe_takes_a_measured_effect() {
         let null = Continuation::fit(&passes());
-        let judge = |value: f64, error: f64, forgetting: f64| {
-            let effects = [Effect { value, error }];
-            classify(&Predicate::default(), &null, 60.0, &[0.5, 0.1, 0.4], &effects, forgetting)[0].severity.unwrap()
+        let predicate = Predicate::default();
+        let found = verdicts(&null, 60.0, &[0.5, 0.02, 0.4]);
+        let class = |value: f64, error: f64, forgetting: f64| {
+            found[0].class(&predicate, Effect { value, error }, forgetting).unwrap()
         };
-        assert_eq!(judge(0.1, 0.01, 1.0), Severity::Severe);
-        assert_eq!(judge(0.1, 0.06, 1.0), Severity::Changed, "within two errors");
-        assert_eq!(judge(0.04, 0.001, 1.0), Severity::Changed, "4 % of the forgetting");
-        assert_eq!(judge(0.1, 0.01, -0.1), Severity::Changed, "nothing was forgotten");
-        assert_eq!(judge(0.1, 0.01, f64::NAN), Severity::Changed);
-        assert_eq!(judge(f64::NAN, 0.01, 1.0), Severity::Changed);
-        let unchanged =
-            classify(&Predicate::default(), &null, 60.0, &[0.02], &[Effect { value: 1.0, error: 0.0 }], 1.0);
-        assert_eq!(unchanged[0].severity, Some(Severity::Unchanged), "an effect without a change is not the head's");
-        assert!(Predicate::default().describe().contains("q ≤ 0.05"));
+        assert_eq!(class(0.1, 0.01, 1.0), Severity::Severe);
+        assert_eq!(class(0.1, 0.06, 1.0), Severity::Changed, "within two errors");
+        assert_eq!(class(0.04, 0.001, 1.0), Severity::Changed, "4 % of the forgetting");
+        assert_eq!(class(0.1, 0.01, -0.1), Severity::Changed, "nothing was forgotten");
+        assert_eq!(class(0.1, 0.01, f64::NAN), Severity::Changed);
+        assert_eq!(class(f64::NAN, 0.01, 1.0), Severity::Changed);
+        assert_eq!(found[0].class(&predicate, Effect::UNKNOWN, 1.0), Some(Severity::Changed));
+        let unchanged = found[1].class(&predicate, Effect { value: 1.0, error: 0.0 }, 1.0);
+        assert_eq!(unchanged, Some(Severity::Unchanged), "an effect without a change is not the head's");
+        assert!(predicate.describe().contains("q ≤ 0.05"));
     }
 
     #[test]
@@ -302,17 +212,19 @@ mod tests {
         for passes in [&[][..], &all[..1]] {
             let null = Continuation::fit(passes);
             assert!(!null.is_determined());
-            let verdicts = judge(&null, 60.0, &[0.05, 0.1, 0.4]);
-            assert!(verdicts.iter().all(|v| v.severity.is_none() && v.number().is_nan() && v.q_value.is_nan()));
+            let found = verdicts(&null, 60.0, &[0.05, 0.1, 0.4]);
+            assert!(found.iter().all(|v| v.changed.is_none() && v.q_value.is_nan() && v.null_high.is_nan()));
+            assert!(found[0].class(&Predicate::default(), Effect { value: 1.0, error: 0.0 }, 1.0).is_none());
         }
         let null = Continuation::fit(&all);
-        let verdicts = judge(&null, 60.0, &[f64::NAN, 0.0, 0.4, 9.0]);
-        assert!(verdicts[0].severity.is_none() && verdicts[0].null_median > 0.0, "its change is not known");
-        assert_eq!((verdicts[1].p_value, verdicts[1].severity), (1.0, Some(Severity::Unchanged)));
-        assert!(verdicts[3].severity.is_none(), "a head that the null has never seen");
-        assert!(judge(&null, 0.0, &[0.1])[0].p_value.is_nan() && judge(&null, f64::NAN, &[0.1])[0].p_value.is_nan());
-        let same = Pass { updates: 10.0, differences: vec![0.1; 3] };
-        assert!(!Continuation::fit(&[same.clone(), same]).is_determined(), "no spread at all is not a variance");
+        let found = verdicts(&null, 60.0, &[f64::NAN, 0.0, 0.4, 9.0]);
+        assert!(found[0].changed.is_none() && found[0].null_median > 0.0, "its change is not known");
+        assert_eq!((found[1].p_value, found[1].changed), (1.0, Some(false)));
+        assert!(found[3].changed.is_none(), "a head that the null has never seen");
+        assert!(verdicts(&null, 0.0, &[0.1])[0].p_value.is_nan());
+        assert!(verdicts(&null, f64::NAN, &[0.1])[0].p_value.is_nan());
+        let same = |run| NullPass { updates: 10.0, run, differences: vec![0.1; 3] };
+        assert!(!Continuation::fit(&[same(0), same(1)]).is_determined(), "no spread at all is not a variance");
     }
 
     proptest! {

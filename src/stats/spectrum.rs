@@ -99,12 +99,6 @@ pub fn density(runs: &[Vec<Ritz>], n: f64) -> Vec<Node> {
     nodes
 }
 
-/// Effective rank tr²/Σλ² of a matrix whose eigenvalues are known: n if all are equal, 1 if one is all. NaN if all are 0.
-pub fn effective_rank(eigenvalues: &[f64]) -> f64 {
-    let trace: f64 = eigenvalues.iter().sum();
-    trace * trace / eigenvalues.iter().map(|x| x * x).sum::<f64>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,8 +179,6 @@ mod tests {
         let bad = Recurrence { alphas: vec![f64::NAN, 1.0], betas: vec![1.0, 1.0] };
         assert!(bad.ritz(1e-5).iter().all(|ritz| ritz.value.is_nan()));
         assert!(density(&[], 10.0).is_empty());
-        assert!(effective_rank(&[]).is_nan() && effective_rank(&[0.0]).is_nan());
-        assert_eq!(effective_rank(&[2.0; 7]), 7.0);
     }
 
     proptest! {

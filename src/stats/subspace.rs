@@ -17,6 +17,7 @@
 use super::linalg;
 use super::random::Random;
 use super::sample::{Sample, leading};
+use super::summary::{mean, quantile};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
 /// Splits that [`halves`] makes unless told otherwise.
@@ -70,7 +71,7 @@ pub fn subspace(base: &Sample, now: &Sample) -> Subspace {
         && let Some(angles) =
             principal_angles(a.directions.slice(s![.., ..dimensions]), b.directions.slice(s![.., ..dimensions]))
     {
-        result.angle_mean = mean(&angles).to_degrees();
+        result.angle_mean = mean(angles.iter().copied()).to_degrees();
         result.angle_max = angles[angles.len() - 1].to_degrees();
         result.overlap = overlap(&angles);
         result.overlap_null = dimensions as f64 / a.mean.len() as f64;
@@ -86,12 +87,12 @@ pub fn halves(sample: &Sample, splits: usize) -> Halves {
     let Some(angles) = angles.filter(|angles| !angles.is_empty()) else {
         return Halves { angle_mean: f64::NAN, angle_high: f64::NAN, overlap: f64::NAN };
     };
-    let mut means: Vec<f64> = angles.iter().map(|angles| mean(angles).to_degrees()).collect();
+    let mut means: Vec<f64> = angles.iter().map(|angles| mean(angles.iter().copied()).to_degrees()).collect();
     means.sort_by(f64::total_cmp);
     Halves {
-        angle_mean: mean(&means),
-        angle_high: percentile(&means, 0.95),
-        overlap: mean(&angles.iter().map(|angles| overlap(angles)).collect::<Vec<_>>()),
+        angle_mean: mean(means.iter().copied()),
+        angle_high: quantile(&means, 0.95),
+        overlap: mean(angles.iter().map(|angles| overlap(angles))),
     }
 }
 
@@ -134,19 +135,7 @@ pub fn principal_angles(a: ArrayView2<f64>, b: ArrayView2<f64>) -> Option<Vec<f6
 }
 
 fn overlap(angles: &[f64]) -> f64 {
-    angles.iter().map(|angle| angle.cos().powi(2)).sum::<f64>() / angles.len() as f64
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// Linear interpolation between order statistics (definition 7 of Hyndman & Fan 1996); `sorted` ascends and is not empty.
-pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let position = share * (sorted.len() - 1) as f64;
-    let below = position.floor() as usize;
-    let above = (below + 1).min(sorted.len() - 1);
-    sorted[below] + (position - below as f64) * (sorted[above] - sorted[below])
+    mean(angles.iter().map(|angle| angle.cos().powi(2)))
 }
 
 #[cfg(test)]
@@ -223,7 +212,7 @@ mod tests {
             (0..16).map(|_| subspace(&sample(&draw(n / 2), k), &sample(&draw(n / 2), k)).angle_mean).collect();
         // The mean angle concentrates: it is made of k·d = 400 noise components, ± 1/√800 = 3.5 % each; the planted loadings
         // of n/2 tokens vary by 1/√(n/2·k) = 9 %. Four of the quadratic sum is 39 %; a bootstrap would be at half.
-        let ratio = null.angle_mean / mean(&fresh);
+        let ratio = null.angle_mean / mean(fresh.iter().copied());
         assert!((0.61..1.39).contains(&ratio), "{null:?} {fresh:?}");
     }
 
@@ -255,9 +244,10 @@ mod tests {
                 overlap(&principal_angles(a.view(), b.view()).unwrap())
             })
             .collect();
-        let spread = overlaps.iter().map(|x| (x - mean(&overlaps)).powi(2)).sum::<f64>() / (trials - 1) as f64;
+        let average = mean(overlaps.iter().copied());
+        let spread = overlaps.iter().map(|x| (x - average).powi(2)).sum::<f64>() / (trials - 1) as f64;
         let error = (spread / trials as f64).sqrt();
-        assert!((mean(&overlaps) - k as f64 / d as f64).abs() < 4.0 * error, "{} ± {error}", mean(&overlaps));
+        assert!((average - k as f64 / d as f64).abs() < 4.0 * error, "{average} ± {error}");
     }
 
     proptest! {

@@ -62,11 +62,12 @@ static void forward(int layer, int batch, float shift, float head_0, float head_
 }
 
 /* One pass. `shown`: probabilities; else queries and keys, seen through strides. */
-static void pass(fgs_scope *scope, uint64_t continued, float shift, float head_0, float head_1, int shown)
+static void pass(fgs_scope *scope, uint64_t continued, int run, float shift, float head_0, float head_1, int shown)
 {
     fgs_probe probe = FGS_PROBE_INIT;
     probe.task = "first";
     probe.continued_updates = continued;
+    probe.run = (uint32_t)run;
     int32_t labels[SEQUENCES];
     for (int s = 0; s < SEQUENCES; s++)
         labels[s] = s % 2;
@@ -115,7 +116,7 @@ int main(void)
     fill(projection, WIDTH * WIDTH, 9);
     fgs_scope *scope = open_scope();
     OK(fgs_task_begin(scope, "first"));
-    pass(scope, FGS_UNSET_U64, 0.0f, 1.0f, 1.0f, 1);
+    pass(scope, FGS_UNSET_U64, 0, 0.0f, 1.0f, 1.0f, 1);
     OK(fgs_task_end(scope));
 
     ring all = ring_of(scope);
@@ -132,13 +133,13 @@ int main(void)
     /* Training goes on with the task itself: heads change by one to three percent. */
     for (int run = 0; run < 4; run++) {
         float less = 0.002f * (float)run, more = 0.003f * (float)run;
-        pass(scope, 10, 0.0f, 1.012f - less, 1.010f + less, 1);
-        pass(scope, 20, 0.0f, 1.024f - more, 1.020f + more, 1);
+        pass(scope, 10, run, 0.0f, 1.012f - less, 1.010f + less, 1);
+        pass(scope, 20, run, 0.0f, 1.024f - more, 1.020f + more, 1);
     }
 
     /* The same weights: nothing has changed, in whatever form attention is given. */
     OK(fgs_task_begin(scope, "second"));
-    pass(scope, FGS_UNSET_U64, 0.0f, 1.0f, 1.0f, 0);
+    pass(scope, FGS_UNSET_U64, 0, 0.0f, 1.0f, 1.0f, 0);
     all = ring_of(scope);
     const fgs_record *same = latest(&all, "representation", LEVEL_LAYER, 1);
     CHECK(!has_flag(&all, same, "base"));
@@ -168,7 +169,7 @@ int main(void)
     OK(fgs_bind(scope, id, FGS_PARAM, &parameter));
     for (uint64_t step = 0; step < 15; step++)
         measure_step(scope, step);
-    pass(scope, FGS_UNSET_U64, 0.5f, 1.012f, 1.5f, 0);
+    pass(scope, FGS_UNSET_U64, 0, 0.5f, 1.012f, 1.5f, 0);
     OK(fgs_record_loss(scope, "first", 2.0));
     OK(fgs_head_effect(scope, "first", 1, 1, 2.0, 1.5, 0.01));
     all = ring_of(scope);
@@ -196,7 +197,7 @@ int main(void)
     OK(fgs_probe_batch(scope, SEQUENCES, LENGTH, NULL, 0));
     measure_step(scope, 15);
     REFUSED(fgs_probe_end(scope), FGS_ERROR_PHASE, "fgs_probe_begin");
-    pass(scope, FGS_UNSET_U64, 0.0f, 1.0f, 1.0f, 1);
+    pass(scope, FGS_UNSET_U64, 0, 0.0f, 1.0f, 1.0f, 1);
     all = ring_of(scope);
     CHECK(count_of(&all, "fault", 14) == 1);
     CHECK_WITHIN(value(&all, latest(&all, "representation", LEVEL_LAYER, 0), "cka"), 1.0, 1e-12);

@@ -5,7 +5,7 @@ import pytest
 from fgs import GRAD, PARAM, ROLE_OUTPUT, Scope
 from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, logsumexp, softmax
-from scipy.stats import entropy, false_discovery_control, linregress, t as student
+from scipy.stats import binomtest, entropy, false_discovery_control, linregress, t as student
 
 HEADS, WIDTH = 4, 8
 FP32 = "fp32 probabilities: 2⁻²⁴ a key, summed in fp64"
@@ -126,61 +126,168 @@ def test_contribution(oracle, rng):
     oracle("cosine of head outputs", "NumPy", [r["output_cosine"] for r in found], cosine, 1e-12, "fp64")
 
 
-def test_severity(oracle, rng):
-    """p- and q-values by SciPy from the changes that the records themselves give for the null's passes."""
-    n, c, heads = 30, 16, 8
-    o = f32(rng.normal(size=(n, heads, WIDTH)))
-    weight, hidden = f32(rng.normal(size=(c, heads * WIDTH))), f32(rng.normal(size=(n, c)))
-    pace = np.exp(rng.normal(size=heads)) * 1e-3
+def null_of_runs(x, y, run, at):
+    """ln d of every head at ln u = `at`, predicted from runs: location and scale of Student's t, its degrees, the slope.
+    x: ln u of each pass; y: ln d, passes × heads; run: of each pass. Runs have as many passes each."""
+    heads, runs = y.shape[1], np.unique(run)
+    slope = np.clip(linregress(np.repeat(x - x.mean(), heads), (y - y.mean(0)).ravel()).slope, 0, 1)
+    left = y - y.mean(0) - slope * (x - x.mean())[:, None]
+    of_runs = np.array([left[run == r].mean(0) for r in runs])
+    degrees = of_runs.size - heads - 1
+    between = (of_runs**2).sum() / degrees
+    variance = between + np.mean([left[run == r].var(0) for r in runs])
+    share = (of_runs.sum(1) ** 2).sum() / heads / (of_runs**2).sum()
+    whole = max(len(runs) - 2, 1)
+    effective = 1 / (share**2 / whole + (1 - share) ** 2 / (degrees - whole))
+    reach = sum(np.abs(x[run == r] - x.mean()).sum() ** 2 for r in runs) / heads / ((x - x.mean()) ** 2).sum() ** 2
+    at = at - x.mean()
+    return y.mean(0) + slope * at, np.sqrt(variance * (1 + reach * at**2) + between / len(runs)), effective, slope
 
-    def give(change):
-        scope.batch(n, 1)
-        scope.probe_hidden(0, hidden, None)
-        scope.probe_head_output(0, heads, 0, f32(o * (1 + change[:, None])), weight, None)
+
+class Layers:
+    """Head outputs and output projections that wander at each head's pace; passes of a run are stages of one walk."""
+
+    def __init__(self, rng, layers, heads, n=24, c=12):
+        self.rng, self.layers, self.heads = rng, layers, heads
+        self.o = rng.normal(size=(layers, n, heads, WIDTH))
+        self.w = rng.normal(size=(layers, c, heads, WIDTH))
+        self.hidden = f32(rng.normal(size=(n, c)))
+        self.pace = 0.004 * np.exp(0.5 * rng.normal(size=(layers, heads)))
+
+    def walk(self, updates):
+        """The states of one run after each of `updates`."""
+        o, w, before = self.o.copy(), self.w.copy(), 0
+        for u in updates:
+            size = (self.pace * np.sqrt(u - before))[:, None, :, None]
+            o, w, before = o + size * self.rng.normal(size=o.shape), w + size * self.rng.normal(size=w.shape), u
+            yield u, o, w
+
+    def give(self, scope, o=None, w=None, layers=None):
+        o, w = self.o if o is None else o, self.w if w is None else w
+        scope.batch(o.shape[1], 1)
+        for layer in range(self.layers) if layers is None else layers:
+            scope.probe_hidden(layer, self.hidden, None)
+            weight = f32(w[layer].reshape(w.shape[1], -1))
+            scope.probe_head_output(layer, self.heads, 0, f32(o[layer]), weight, None)
         scope.probe_end()
 
-    def noise():
-        return np.exp(0.2 * rng.normal(size=heads))
-
-    with Scope() as scope:
+    def null(self, scope, runs, updates):
         scope.task_begin("A")
         scope.probe("A")
-        give(np.zeros(heads))
-        updates = [10, 20, 40, 10, 20, 40]
-        for u in updates:
-            scope.probe("A", continued=u)
-            give(pace * u**0.6 * noise())
+        self.give(scope)
+        for run in range(runs):
+            for u, o, w in self.walk(updates):
+                scope.probe("A", continued=u, run=run)
+                self.give(scope, o, w)
         scope.task_end()
-        scope.task_begin("B")
-        value, gradient = np.ones(1, np.float32), np.zeros(1, np.float32)
-        scope.tensor("any", value, gradient)
-        for step in range(30):
-            scope.step_begin(step)
-            scope.gradients_ready(1.0, 0, None)
-            scope.step_end(1, None)
+
+    def now(self, updates):
+        return list(self.walk([updates]))[0][1:]
+
+
+def steps(scope, count):
+    """So many updates of a second task."""
+    scope.task_begin("B")
+    scope.tensor("any", np.ones(1, np.float32), np.zeros(1, np.float32))
+    for step in range(count):
+        scope.step_begin(step)
+        scope.gradients_ready(1.0, 0, None)
+        scope.step_end(1, None)
+
+
+def test_severity(oracle, rng):
+    """p- and q-values by SciPy from the changes that the records themselves give for the null's passes."""
+    runs, updates, heads = 4, [10, 20, 40], 8
+    model = Layers(rng, 1, heads)
+    with Scope() as scope:
+        model.null(scope, runs, updates)
+        steps(scope, 30)
+        o, w = model.now(30)
+        w[0, :, 2] = rng.normal(size=w[0, :, 2].shape)
         scope.probe("A")
-        change = pace * 30**0.6 * noise()
-        change[2] *= 8
-        give(change)
-        records = [record for record in scope.records() if record.kind == "head"]
-    null = np.array([r["contribution_change"] for r in records if "continued" in r.flags]).reshape(len(updates), heads)
-    found = [r for r in records if "continued" not in r.flags]
-    x, y = np.log(np.repeat(np.array(updates, float)[:, None], heads, 1)), np.log(null)
-    slope = linregress((x - x.mean(0)).ravel(), (y - y.mean(0)).ravel()).slope
-    residual = y - y.mean(0) - slope * (x - x.mean(0))
-    degrees = y.size - heads - 1
-    s, sxx = np.sqrt((residual**2).sum() / degrees), ((x - x.mean(0)) ** 2).sum()
-    at = np.log(30) - x.mean(0)
-    scale = s * np.sqrt(1 + 1 / len(updates) + at**2 / sxx)
+        model.give(scope, o, w)
+        records = scope.records()
+    null = [r["contribution_change"] for r in records if r.kind == "head" and "continued" in r.flags]
+    found = [r for r in records if r.kind == "head" and "continued" not in r.flags]
+    x, y = np.log(np.tile(np.array(updates, float), runs)), np.log(np.array(null).reshape(-1, heads))
+    location, scale, degrees, slope = null_of_runs(x, y, np.repeat(np.arange(runs), len(updates)), np.log(30))
     d = np.array([r["contribution_change"] for r in found])
-    p = student.sf((np.log(d) - y.mean(0) - slope * at) / scale, degrees)
+    p = student.sf((np.log(d) - location) / scale, degrees)
     why = "the same regression twice, in fp64"
     oracle("p-value of a head's change", "scipy.stats.t on its own regression", [r["p_value"] for r in found], p, 1e-9, why)
     oracle("q-value of a head's change", "scipy.stats.false_discovery_control", [r["q_value"] for r in found],
            false_discovery_control(p), 1e-9, why)
-    high = np.exp(y.mean(0) + slope * at + scale * student.ppf(0.99, degrees))
-    oracle("99 % quantile of the null", "scipy.stats.t", [r["null_high"] for r in found], high, 1e-9, why, relative=True)
-    assert [r["severity"] for r in found] == [1.0 if h == 2 else 0.0 for h in range(heads)]
+    oracle("99 % quantile of the null", "scipy.stats.t", [r["null_high"] for r in found],
+           np.exp(location + scale * student.ppf(0.99, degrees)), 1e-9, why, relative=True)
+    depth = [record for record in records if record.kind == "depth"][-1]
+    oracle("slope and degrees of the null", "NumPy and SciPy", [depth["null_slope"], depth["null_degrees"]], [slope, degrees],
+           1e-9, why, relative=True)
+    assert found[2]["severity"] == 1.0
+
+
+def test_every_head_has_its_own_null(oracle, rng):
+    """A null over two layers; later passes with both, with the second alone, and with one that the null has never seen."""
+    model = Layers(rng, 3, HEADS)
+    model.pace[1] *= 30
+    with Scope() as scope:
+        scope.task_begin("A")
+        scope.probe("A")
+        model.give(scope)
+        for run in range(3):
+            _, o, w = next(model.walk([20]))
+            scope.probe("A", continued=20, run=run)
+            model.give(scope, o, w, layers=[0, 1])
+        scope.task_end()
+        steps(scope, 20)
+        o, w = model.now(20)
+        found = []
+        for layers in ([0, 1], [1], [1, 2]):
+            scope.probe("A")
+            model.give(scope, o, w, layers=layers)
+            found.append({r.slice: r for r in scope.records("head") if "continued" not in r.flags})
+        scope.head_effect("A", 1, 2, 1.5, 1.0, 0.01)
+        effect = scope.records("head")[-1]
+    both, alone, more = found
+    second = [1 << 16 | head for head in range(HEADS)]
+    for value in ("null_median", "null_high", "p_value"):
+        expected = [both[s][value] for s in second]
+        oracle("a head's null in a pass without other layers", "the pass with them", [alone[s][value] for s in second],
+               expected, 0.0, "the same numbers")
+    assert all(alone[s]["severity"] == 0.0 for s in second)
+    assert [more[s]["null_median"] for s in second] == [both[s]["null_median"] for s in second]
+    stranger = more[2 << 16]
+    assert np.isnan(stranger["severity"]) and np.isnan(stranger["null_median"]) and "undetermined" in stranger.flags
+    assert effect.slice == second[2] and effect["effect"] == 0.5
+    assert (effect["null_median"], effect["q_value"]) == (more[second[2]]["null_median"], more[second[2]]["q_value"])
+
+
+def test_scrambled_heads(oracle, rng):
+    """32 heads over 4 layers: three scrambled ones are found among continued training, and others left alone."""
+    trials, hits, false, alarms = 20, 0, [], 0
+    for _ in range(trials):
+        model = Layers(rng, 4, 8)
+        scrambled = {(int(h) // 8) << 16 | int(h) % 8 for h in rng.choice(32, 3, replace=False)}
+        with Scope() as scope:
+            model.null(scope, 4, [20, 40])
+            steps(scope, 40)
+            for broken in (set(), scrambled):
+                o, w = model.now(40)
+                for s in broken:
+                    w[s >> 16, :, s & 0xFFFF] = rng.normal(size=w.shape[1:2] + w.shape[3:])
+                scope.probe("A")
+                model.give(scope, o, w)
+            records = [r for r in scope.records("head") if "continued" not in r.flags]
+        still, now = ({r.slice for r in part if r["severity"] >= 1} for part in (records[:32], records[32:]))
+        alarms += bool(still)
+        hits += scrambled <= now
+        false.append(len(now - scrambled) / max(len(now), 1))
+    interval = binomtest(alarms, trials).proportion_ci(method="exact")
+    print(f"any of 32 heads under the null: {alarms} of {trials}, {interval.low:.3f} … {interval.high:.3f}")
+    oracle("3 of 32 heads scrambled, share of trials that miss one", "planted", 1 - hits / trials, 0.0, 0.0, "changes some 50 times those of the null")
+    oracle("3 of 32 heads scrambled, false discoveries", "planted", np.mean(false), 0.0, 0.15,
+           "5 % of discoveries and four standard errors of 20 trials")
+    oracle("32 heads of continued training, share of trials with any flagged", f"promise of 5 %, Clopper–Pearson "
+           f"{interval.low:.2f} … {interval.high:.2f}", alarms / trials, 0.05, 0.2, "four standard errors of 20 trials")
 
 
 def test_depth(oracle, rng):

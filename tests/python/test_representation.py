@@ -8,13 +8,13 @@ from scipy.linalg import orthogonal_procrustes, subspace_angles
 ROUNDING = "fp64 algebra on fp32 input: κ·2⁻⁵³ with condition numbers below 10⁴"
 
 
-def run(scope, passes, labels=None, k_layers=1):
-    """Passes of (batches of n_b × d rows): every row is a sequence of one token, so all of them are sampled."""
+def run(scope, passes, labels=None, k_layers=1, tokens=1):
+    """Passes of (batches of n_b × d rows). Sequences are `tokens` consecutive rows, as many as are sampled of each."""
     scope.task_begin("A")
     for index, batches in enumerate(passes):
         scope.probe("A")
         for number, rows in enumerate(batches):
-            scope.batch(len(rows), 1, None if labels is None else labels[number])
+            scope.batch(len(rows) // tokens, tokens, None if labels is None else labels[number])
             for layer in range(k_layers):
                 part = rows if k_layers == 1 else rows[layer]
                 scope.probe_hidden(layer, np.ascontiguousarray(part, np.float32), None)
@@ -37,11 +37,13 @@ def hsic1(k, l):
     return (np.trace(k @ l) + k.sum() * l.sum() / (n - 1) / (n - 2) - 2 / (n - 2) * ones @ k @ l @ ones) / (n * (n - 3))
 
 
-def cka_debiased(base, now):
+def cka_debiased(base, now, tokens=1, parts=1):
+    """The k-th tokens of all sequences, in parts of at most 1,024, are a block; blocks weigh by their rows."""
     sums = np.zeros(3)
-    for x, y in zip(base, now):
-        k, l = x @ x.T, y @ y.T
-        sums += hsic1(k, l), hsic1(k, k), hsic1(l, l)
+    for place in range(tokens):
+        for x, y in zip(*(np.split(z[place::tokens], parts) for z in (base, now))):
+            k, l = x @ x.T, y @ y.T
+            sums += len(k) * np.array([hsic1(k, l), hsic1(k, k), hsic1(l, l)])
     return sums[0] / np.sqrt(sums[1] * sums[2])
 
 
@@ -56,14 +58,16 @@ def related(rng, n, d, width, strength):
     return x.astype(np.float32).astype(float), y.astype(np.float32).astype(float)
 
 
-@pytest.mark.parametrize("n, d, batches", [(120, 16, 1), (64, 200, 1), (240, 24, 4), (96, 96, 3)])
-def test_alignment(oracle, rng, n, d, batches):
+@pytest.mark.parametrize("n, d, batches, tokens", [(120, 16, 1, 1), (64, 200, 1, 1), (240, 24, 4, 1), (240, 24, 5, 4),
+                                                   (96, 200, 3, 4), (1500, 8, 3, 1)])
+def test_alignment(oracle, rng, n, d, batches, tokens):
     x, y = related(rng, n, d, d, 1.5)
-    base, now = np.split(x, batches), np.split(y, batches)
-    with Scope() as scope:
-        records = run(scope, [base, now])
+    with Scope(FGS_PROBE_TOKENS_PER_SEQUENCE=str(tokens)) as scope:
+        records = run(scope, [np.split(x, batches), np.split(y, batches)], tokens=tokens)
     found = latest(records, "representation")
-    oracle("debiased CKA", "NumPy, Song et al. 2012 per minibatch", found["cka"], cka_debiased(base, now), 1e-12, ROUNDING)
+    assert (found["tokens"], found["batches"]) == (n, batches)
+    oracle("debiased CKA", "NumPy, Song et al. 2012 over blocks without a common sequence", found["cka"],
+           cka_debiased(x, y, tokens, 1 if n < 1024 else 2), 1e-12, ROUNDING)
     cx, cy = centred(x), centred(y)
     biased = np.linalg.norm(cx.T @ cy) ** 2 / np.linalg.norm(cx.T @ cx) / np.linalg.norm(cy.T @ cy)
     oracle("biased CKA", "NumPy, Kornblith et al. 2019", found["cka_biased"], biased, 1e-12, ROUNDING)
@@ -126,6 +130,22 @@ def test_independent_gaussians(oracle, rng):
            "a null within four standard errors")
 
 
+@pytest.mark.parametrize("d", [64, 512])
+def test_unrelated_states_of_correlated_tokens(oracle, rng, d):
+    """16 minibatches of 16 sequences of 4 tokens, which are correlated by .5: of minibatches it would be .44 and .86."""
+    def states():
+        return (np.repeat(rng.normal(size=(256, d)), 4, axis=0) + rng.normal(size=(1024, d))).astype(np.float32)
+
+    x, y = states(), states()
+    with Scope(FGS_PROBE_TOKENS_PER_SEQUENCE="4") as scope:
+        records = run(scope, [np.split(x, 16), np.split(y, 16)], tokens=4)
+    found = latest(records, "representation")
+    oracle("debiased CKA", "NumPy, Song et al. 2012 over blocks without a common sequence", found["cka"],
+           cka_debiased(x.astype(float), y.astype(float), 4), 1e-12, ROUNDING)
+    oracle("debiased CKA of unrelated states with tokens correlated by .5, in its errors", "0",
+           found["cka"] / found["cka_error"], 0, 4.0, "a null within four standard errors")
+
+
 def test_neighbours(oracle, rng):
     x, y = related(rng, 100, 12, 12, 2.0)
     z = centred(x @ rng.normal(size=(12, 12))).astype(np.float32).astype(float)
@@ -141,7 +161,7 @@ def test_neighbours(oracle, rng):
                 scope.task_end()
                 scope.task_begin("B")
         found = latest(scope.records(), "neighbour")
-    now, base = cka_debiased([x], [z]), cka_debiased([x], [y])
+    now, base = cka_debiased(x, z), cka_debiased(x, y)
     oracle("neighbour CKA, now and base", "NumPy", [found["cka"], found["cka_base"]], [now, base], 1e-12, ROUNDING)
     oracle("neighbour CKA, change", "NumPy", found["change"], now - base, 1e-12, ROUNDING)
 

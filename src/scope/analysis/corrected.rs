@@ -6,7 +6,7 @@ use crate::ring::Record;
 use crate::scope::message::{Origin, TaskId};
 use crate::scope::schema::{flag, kind};
 use crate::sketch::algebra::dot;
-use crate::stats::noise::{Sample, corrected_cosine};
+use crate::stats::noise::{Gradients, corrected_cosine};
 
 /// Published every so many sampled steps (and at the end of a task): it reads the whole window of sketches.
 pub const EVERY: u64 = 8;
@@ -17,8 +17,8 @@ const FEWEST: usize = 4;
 /// Both samples of one slice, and the variance that sketching adds to the inner product of their means.
 #[derive(Default)]
 struct Samples {
-    steps: Sample,
-    batches: Sample,
+    steps: Gradients,
+    batches: Gradients,
     sketch_variance: f64,
 }
 
@@ -55,13 +55,13 @@ impl Analysis {
                     let range = slice.buckets();
                     let (mean, reference) = (&window.mean[range.clone()], &spread.mean[range.clone()]);
                     let buckets = if slice.layout.identity { f64::INFINITY } else { slice.layout.buckets as f64 };
-                    let steps = Sample {
+                    let steps = Gradients {
                         norm_variance: 2.0 * dot(mean, mean).powi(2) / buckets,
                         squares: window.squares.iter().map(|squares| squares[index]).collect(),
                         with_sum: window.with_sum.iter().map(|sums| sums[index]).collect(),
                         with_other: self.window.sketches().map(|s| dot(&s[range.clone()], reference)).collect(),
                     };
-                    let batches = Sample {
+                    let batches = Gradients {
                         norm_variance: 2.0 * spread.mean_squares[index].powi(2) / buckets,
                         squares: spread.squares.iter().map(|squares| squares[index]).collect(),
                         with_sum: spread.with_sum.iter().map(|sums| sums[index]).collect(),

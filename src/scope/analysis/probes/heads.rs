@@ -1,16 +1,17 @@
 //! Attention heads: their change against what continued training does, their class, lower against upper layers.
 
-use super::{Judged, Probes, Running};
+use super::{Probes, Running};
 use crate::ring::{NONE16, NONE32, Record, monotonic_ns};
 use crate::scope::algebra::Outbox as Publisher;
 use crate::scope::analysis::Subject;
 use crate::scope::message::{HeadEffect, TaskId};
 use crate::scope::probe::Purpose;
 use crate::scope::schema::{attention_head_slice, flag, kind, level};
-use crate::stats::continuation::{Continuation, Pass};
+use crate::stats::continuation::{Continuation, NullPass};
 use crate::stats::contribution::Change;
 use crate::stats::depth::depth;
-use crate::stats::severity::{Effect, Predicate, Verdict, classify};
+use crate::stats::severity::{Effect, Observed, Predicate, Verdict, judge};
+use std::collections::HashMap;
 
 /// What a pass says of a head.
 #[derive(Clone, Copy, Debug)]
@@ -28,28 +29,33 @@ impl HeadChange {
 
 /// Passes that were taken while training went on with the task itself.
 #[derive(Default)]
-pub struct HeadNull {
-    /// Heads in the order of the passes' values.
-    heads: Vec<u32>,
-    passes: Vec<Pass>,
+pub struct TaskNull {
+    /// Each head's place in the differences of all passes. Passes may hand over different heads.
+    places: HashMap<u32, usize>,
+    passes: Vec<NullPass>,
     fitted: Option<Continuation>,
 }
 
-impl HeadNull {
-    fn add(&mut self, changes: &[HeadChange], updates: f64) {
-        if self.passes.is_empty() {
-            self.heads = changes.iter().map(HeadChange::slice).collect();
+impl TaskNull {
+    fn add(&mut self, changes: &[HeadChange], updates: f64, run: u32) {
+        for change in changes {
+            let next = self.places.len();
+            self.places.entry(change.slice()).or_insert(next);
         }
-        let differences = self.aligned(changes).iter().map(|change| change.difference).collect();
-        self.passes.push(Pass { updates, differences });
+        let mut differences = vec![f64::NAN; self.places.len()];
+        for change in changes {
+            differences[self.places[&change.slice()]] = change.change.difference;
+        }
+        self.passes.push(NullPass { updates, run, differences });
         self.fitted = None;
     }
 
-    /// The changes in the order of the null's heads; NaN where a head is missing.
-    fn aligned(&self, changes: &[HeadChange]) -> Vec<Change> {
-        let missing = Change { difference: f64::NAN, output_cosine: f64::NAN };
-        let find = |slice: &u32| changes.iter().find(|change| change.slice() == *slice).map(|found| found.change);
-        self.heads.iter().map(|slice| find(slice).unwrap_or(missing)).collect()
+    fn observed(&self, changes: &[HeadChange]) -> Vec<Observed> {
+        let observe = |change: &HeadChange| Observed {
+            head: self.places.get(&change.slice()).copied(),
+            difference: change.change.difference,
+        };
+        changes.iter().map(observe).collect()
     }
 
     fn fit(&mut self) -> &Continuation {
@@ -58,25 +64,31 @@ impl HeadNull {
     }
 }
 
+/// The heads of a pass as they were judged then. An effect that is measured later changes the class of its head only.
+pub struct Judged {
+    /// What all its records have in common.
+    record: Record,
+    updates: f64,
+    heads: Vec<JudgedHead>,
+    /// Each head's place in `heads`.
+    places: HashMap<u32, usize>,
+}
+
+struct JudgedHead {
+    change: HeadChange,
+    /// `None`: passes of the null are not judged by themselves.
+    verdict: Option<Verdict>,
+    effect: Effect,
+}
+
 /// Publishes all heads of a pass and lower against upper layers; returns what later effects need.
-pub fn publish(publisher: &mut Publisher, running: &Running, null: &mut HeadNull, predicate: &Predicate) -> Judged {
-    let updates = running.updates();
-    let record = running.record(publisher, kind::HEAD, Subject::MODEL);
-    let mut judged = Judged { record, updates, changes: running.heads.clone(), effects: Vec::new() };
-    match running.pass.purpose {
-        Purpose::Base => return judged,
-        Purpose::Null { .. } => null.add(&running.heads, updates),
-        Purpose::Later { .. } => {}
-    }
-    if running.heads.is_empty() {
+pub fn publish(publisher: &mut Publisher, running: &Running, null: &mut TaskNull, predicate: &Predicate) -> Judged {
+    let judged = Judged::new(running.record(publisher, kind::HEAD, Subject::MODEL), running, null, predicate);
+    if running.is_base() || running.heads.is_empty() {
         return judged;
     }
-    // Passes of the null are not judged by themselves.
-    let is_later = matches!(running.pass.purpose, Purpose::Later { .. });
-    judged.order_like(null);
-    let verdicts = if is_later { judged.verdicts(null, predicate, f64::NAN) } else { Vec::new() };
-    for index in 0..judged.changes.len() {
-        judged.publish(publisher, index, verdicts.get(index), null);
+    for head in &judged.heads {
+        judged.publish(publisher, head, predicate, f64::NAN);
     }
     // Trainers count layers from 0 or from 1, and may hand over some of them only.
     let mut layers: Vec<u32> = running.heads.iter().map(|head| head.layer).collect();
@@ -85,49 +97,64 @@ pub fn publish(publisher: &mut Publisher, running: &Running, null: &mut HeadNull
     let place = |head: &HeadChange| (layers.partition_point(|layer| *layer < head.layer), head.change.difference);
     let found = depth(layers.len(), &running.heads.iter().map(place).collect::<Vec<_>>());
     let record = running.record(publisher, kind::DEPTH, Subject::MODEL);
-    let (lower, upper) = (found.lower_heads as f64, found.upper_heads as f64);
-    let values = [found.difference, found.low, found.high, found.lower, found.upper, lower, upper, found.confidence];
+    let null = null.fit();
+    let values = [
+        found.difference,
+        found.low,
+        found.high,
+        found.lower,
+        found.upper,
+        found.lower_heads as f64,
+        found.upper_heads as f64,
+        found.confidence,
+        null.slope(),
+        null.degrees(),
+    ];
     publisher.publish(record, &values);
     judged
 }
 
 impl Judged {
-    /// Brings the heads into the order of the null, so that verdicts and changes have the same numbers.
-    fn order_like(&mut self, null: &HeadNull) {
-        let place = |change: &HeadChange| null.heads.iter().position(|slice| *slice == change.slice());
-        self.changes.sort_by_key(|change| place(change).unwrap_or(usize::MAX));
-        self.effects = vec![Effect::UNKNOWN; self.changes.len()];
-    }
-
-    /// Every head's verdict with the effects that are known.
-    fn verdicts(&self, null: &mut HeadNull, predicate: &Predicate, forgetting: f64) -> Vec<Verdict> {
-        let differences: Vec<f64> = self.changes.iter().map(|head| head.change.difference).collect();
-        classify(predicate, null.fit(), self.updates, &differences, &self.effects, forgetting)
-    }
-
-    fn publish(&self, publisher: &mut Publisher, index: usize, verdict: Option<&Verdict>, null: &mut HeadNull) {
-        let HeadChange { change, .. } = &self.changes[index];
-        let mut record = Record { slice: self.changes[index].slice(), ..self.record };
-        (record.level, record.tensor) = (level::ATTENTION_HEAD, NONE32);
-        if verdict.is_some() && null.fit().extrapolates(self.updates) {
-            record.flags |= flag::EXTRAPOLATED;
+    /// Judges a later pass; a pass of the null joins it.
+    fn new(mut record: Record, running: &Running, null: &mut TaskNull, predicate: &Predicate) -> Self {
+        let (updates, changes) = (running.updates(), &running.heads);
+        let mut verdicts = vec![None; changes.len()];
+        match running.pass.purpose {
+            Purpose::Base => {}
+            Purpose::Null { run, .. } => null.add(changes, updates, run),
+            Purpose::Later { .. } => {
+                let observed = null.observed(changes);
+                let null = null.fit();
+                record.flags |= if null.extrapolates(updates) { flag::EXTRAPOLATED } else { 0 };
+                verdicts = judge(predicate, null, updates, &observed).into_iter().map(Some).collect();
+            }
         }
-        let severity = verdict.map_or(f64::NAN, Verdict::number);
-        if verdict.is_some() && severity.is_nan() {
+        let heads = changes.iter().zip(verdicts);
+        let heads = heads.map(|(&change, verdict)| JudgedHead { change, verdict, effect: Effect::UNKNOWN }).collect();
+        let places = changes.iter().enumerate().map(|(place, change)| (change.slice(), place)).collect();
+        Self { record, updates, heads, places }
+    }
+
+    /// `forgetting`: how much of the task's loss is forgotten; NaN if nobody said.
+    fn publish(&self, publisher: &mut Publisher, head: &JudgedHead, predicate: &Predicate, forgetting: f64) {
+        let JudgedHead { change, verdict, effect } = head;
+        let mut record = Record { slice: change.slice(), ..self.record };
+        (record.level, record.tensor) = (level::ATTENTION_HEAD, NONE32);
+        let class = verdict.and_then(|verdict| verdict.class(predicate, *effect, forgetting));
+        if verdict.is_some() && class.is_none() {
             record.flags |= flag::UNDETERMINED;
         }
-        let of = |value: fn(&Verdict) -> f64| verdict.map_or(f64::NAN, value);
-        let effect = self.effects[index];
+        let of = |value: fn(&Verdict) -> f64| verdict.as_ref().map_or(f64::NAN, value);
         publisher.publish(
             record,
             &[
-                change.difference,
-                change.output_cosine,
+                change.change.difference,
+                change.change.output_cosine,
                 of(|verdict| verdict.null_median),
                 of(|verdict| verdict.null_high),
                 of(|verdict| verdict.p_value),
                 of(|verdict| verdict.q_value),
-                severity,
+                class.map_or(f64::NAN, |class| f64::from(class as u8)),
                 effect.value,
                 effect.error,
                 self.updates,
@@ -141,17 +168,16 @@ impl Probes {
     pub fn effect(&mut self, publisher: &mut Publisher, effect: HeadEffect, trained: Option<TaskId>, forgetting: f64) {
         let task = self.tasks.entry(effect.task).or_default();
         let found = Effect { value: effect.loss - effect.restored, error: effect.error };
-        let is_head = |change: &HeadChange| (change.layer, change.head) == (effect.layer, effect.head);
-        let index = task.judged.as_ref().and_then(|judged| judged.changes.iter().position(is_head));
-        if let (Some(judged), Some(index)) = (&mut task.judged, index) {
-            judged.effects[index] = found;
+        let slice = attention_head_slice(effect.layer, effect.head);
+        if let Some(judged) = &mut task.judged
+            && let Some(&place) = judged.places.get(&slice)
+        {
+            judged.heads[place].effect = found;
             judged.record = Record { step: effect.step, time_ns: monotonic_ns(), ..judged.record };
-            let verdicts = judged.verdicts(&mut task.null, &self.predicate, forgetting);
-            judged.publish(publisher, index, verdicts.get(index), &mut task.null);
+            judged.publish(publisher, &judged.heads[place], &self.predicate, forgetting);
             return;
         }
         // No pass has seen this head: the effect stands alone.
-        let slice = attention_head_slice(effect.layer, effect.head);
         let subject = Subject { level: level::ATTENTION_HEAD, tensor: NONE32, slice };
         let record = Record {
             step: effect.step,

@@ -14,9 +14,9 @@ use crate::scope::message::TaskId;
 use crate::scope::probe::{Lease, Pass, Purpose};
 use crate::scope::schema::{flag, level};
 use crate::stats::sample::Sample;
-use crate::stats::severity::{Effect, Predicate};
+use crate::stats::severity::Predicate;
 use crate::stats::subspace::Halves;
-use heads::{HeadChange, HeadNull};
+use heads::{HeadChange, Judged, TaskNull};
 use layer::LayerBase;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,21 +57,11 @@ struct SameWeights {
 #[derive(Default)]
 struct TaskProbe {
     base: BTreeMap<u32, LayerBase>,
-    null: HeadNull,
+    null: TaskNull,
     /// Heads as of the latest pass: effects may follow.
     judged: Option<Judged>,
     /// Host memory that the base takes.
     _lease: Option<Arc<Lease>>,
-}
-
-/// The heads of a pass, with what is needed to judge them again.
-struct Judged {
-    /// What all its records have in common.
-    record: Record,
-    updates: f64,
-    changes: Vec<HeadChange>,
-    /// As many as `changes`.
-    effects: Vec<Effect>,
 }
 
 impl Probes {
