@@ -2,7 +2,7 @@
 
 use super::{Probes, Running};
 use crate::ring::{NONE16, NONE32, Record, monotonic_ns};
-use crate::scope::algebra::Outbox as Publisher;
+use crate::scope::algebra::Outbox;
 use crate::scope::analysis::Subject;
 use crate::scope::message::{HeadEffect, TaskId};
 use crate::scope::probe::Purpose;
@@ -82,13 +82,13 @@ struct JudgedHead {
 }
 
 /// Publishes all heads of a pass and lower against upper layers; returns what later effects need.
-pub fn publish(publisher: &mut Publisher, running: &Running, null: &mut TaskNull, predicate: &Predicate) -> Judged {
-    let judged = Judged::new(running.record(publisher, kind::HEAD, Subject::MODEL), running, null, predicate);
+pub fn publish(outbox: &mut Outbox, running: &Running, null: &mut TaskNull, predicate: &Predicate) -> Judged {
+    let judged = Judged::new(running.record(outbox, kind::HEAD, Subject::MODEL), running, null, predicate);
     if running.is_base() || running.heads.is_empty() {
         return judged;
     }
     for head in &judged.heads {
-        judged.publish(publisher, head, predicate, f64::NAN);
+        judged.publish(outbox, head, predicate, f64::NAN);
     }
     // Trainers count layers from 0 or from 1, and may hand over some of them only.
     let mut layers: Vec<u32> = running.heads.iter().map(|head| head.layer).collect();
@@ -96,7 +96,7 @@ pub fn publish(publisher: &mut Publisher, running: &Running, null: &mut TaskNull
     layers.dedup();
     let place = |head: &HeadChange| (layers.partition_point(|layer| *layer < head.layer), head.change.difference);
     let found = depth(layers.len(), &running.heads.iter().map(place).collect::<Vec<_>>());
-    let record = running.record(publisher, kind::DEPTH, Subject::MODEL);
+    let record = running.record(outbox, kind::DEPTH, Subject::MODEL);
     let null = null.fit();
     let values = [
         found.difference,
@@ -110,7 +110,7 @@ pub fn publish(publisher: &mut Publisher, running: &Running, null: &mut TaskNull
         null.slope(),
         null.degrees(),
     ];
-    publisher.publish(record, &values);
+    outbox.publish(record, &values);
     judged
 }
 
@@ -136,7 +136,7 @@ impl Judged {
     }
 
     /// `forgetting`: how much of the task's loss is forgotten; NaN if nobody said.
-    fn publish(&self, publisher: &mut Publisher, head: &JudgedHead, predicate: &Predicate, forgetting: f64) {
+    fn publish(&self, outbox: &mut Outbox, head: &JudgedHead, predicate: &Predicate, forgetting: f64) {
         let JudgedHead { change, verdict, effect } = head;
         let mut record = Record { slice: change.slice(), ..self.record };
         (record.level, record.tensor) = (level::ATTENTION_HEAD, NONE32);
@@ -145,7 +145,7 @@ impl Judged {
             record.flags |= flag::UNDETERMINED;
         }
         let of = |value: fn(&Verdict) -> f64| verdict.as_ref().map_or(f64::NAN, value);
-        publisher.publish(
+        outbox.publish(
             record,
             &[
                 change.change.difference,
@@ -165,7 +165,7 @@ impl Judged {
 
 impl Probes {
     /// The loss with a head's old weights put back: its latest record is published again, with the effect.
-    pub fn effect(&mut self, publisher: &mut Publisher, effect: HeadEffect, trained: Option<TaskId>, forgetting: f64) {
+    pub fn effect(&mut self, outbox: &mut Outbox, effect: HeadEffect, trained: Option<TaskId>, forgetting: f64) {
         let task = self.tasks.entry(effect.task).or_default();
         let found = Effect { value: effect.loss - effect.restored, error: effect.error };
         let slice = attention_head_slice(effect.layer, effect.head);
@@ -174,7 +174,7 @@ impl Probes {
         {
             judged.heads[place].effect = found;
             judged.record = Record { step: effect.step, time_ns: monotonic_ns(), ..judged.record };
-            judged.publish(publisher, &judged.heads[place], &self.predicate, forgetting);
+            judged.publish(outbox, &judged.heads[place], &self.predicate, forgetting);
             return;
         }
         // No pass has seen this head: the effect stands alone.
@@ -184,10 +184,10 @@ impl Probes {
             task: trained.unwrap_or(NONE16),
             reference: effect.task,
             flags: flag::UNDETERMINED,
-            ..publisher.record(kind::HEAD, subject)
+            ..outbox.record(kind::HEAD, subject)
         };
         let mut values = [f64::NAN; 9];
         (values[7], values[8]) = (found.value, found.error);
-        publisher.publish(record, &values);
+        outbox.publish(record, &values);
     }
 }
