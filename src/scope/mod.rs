@@ -2,8 +2,9 @@
 //!
 //! A scope has two sides. The *calling side* ([`Front`], behind a mutex) runs on the trainer's threads: it knows where
 //! data lies, decides what is read, lets the device take sums, and hands them over. The *drain side* ([`drain`],
-//! [`analysis`]) is one thread: it turns sums into statistics and publishes them. Messages go one way; nothing flows
-//! back to training but a count of how many steps are still waiting.
+//! [`analysis`]) is one thread, which turns sums into statistics and publishes them, and a second one ([`algebra`]) for
+//! probes, whose matrices take seconds. Messages go one way; nothing flows back to training but a count of how many steps
+//! are still waiting.
 
 mod algebra;
 mod analysis;

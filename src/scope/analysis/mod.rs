@@ -1,6 +1,6 @@
 //! The drain side: turns sums and sketches into statistics and publishes them.
 //!
-//! One thread owns all of this, in the order of the trainer's calls. It keeps the sketches of references and snapshots,
+//! One thread owns all of this but [`probes`], in the order of the trainer's calls. It keeps the sketches of references and snapshots,
 //! the window of the latest gradients, and the evaluations; it never touches the trainer's memory.
 
 mod corrected;
