@@ -111,7 +111,7 @@ fn the_table_is_for_people() {
     let said = study(directory.path(), 4, &["--threshold", "0.6"]);
     assert!(said.starts_with("4 cases of 4 runs"), "{said}");
     assert!(
-        said.contains("weight drift, ln")
+        said.contains("weight drift since then, ln")
             && said.contains("cosine of single gradients")
             && !said.contains("drop of CKA")
     );

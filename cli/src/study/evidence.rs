@@ -141,6 +141,8 @@ impl Evidence {
             let step = points.last().map(|point| point.0);
             mean(&points.into_iter().filter(|point| Some(point.0) == step).collect::<Vec<_>>())
         };
+        let own = self.spans.iter().rfind(|span| span.0 == earlier && span.2.is_some_and(|end| end <= begin));
+        let own_end = own.and_then(|span| span.2);
         let cka_drop = latest(of(&self.cka)).map(|now| latest(before(&self.cka)).unwrap_or(1.0) - now);
         let drift = last(&of(&self.drift)).map(|now| {
             let then = last(&before(&self.drift)).unwrap_or(0.0);
@@ -159,6 +161,7 @@ impl Evidence {
             (Measure::Predicted, last(&of(&self.predicted))),
             (Measure::CkaDrop, cka_drop),
             (Measure::Similarity, similarity.map(|point| point.1)),
+            (Measure::ForgottenBefore, own_end.map(|end| self.rise(earlier, end, begin).unwrap_or(0.0))),
             (Measure::ExcessLoss, end.and_then(|end| self.rise(later, begin, end)).map(|rise| -rise)),
         ];
         found.into_iter().filter_map(|(measure, value)| Some((measure, value?))).collect()

@@ -19,12 +19,14 @@ pub enum Measure {
     /// Subspace overlap of the two tasks' representations at the weights that the later one begins with, between chance (0)
     /// and what the same task would have (1).
     Similarity,
+    /// How much of the earlier task was forgotten already when the later one began: what is gone is not forgotten again.
+    ForgottenBefore,
     /// Loss of the later task before its training, above that after it: how much there was to learn. Known afterwards.
     ExcessLoss,
 }
 
 impl Measure {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NewGradient,
         Self::GradientCosine,
         Self::Interference,
@@ -32,12 +34,20 @@ impl Measure {
         Self::Predicted,
         Self::CkaDrop,
         Self::Similarity,
+        Self::ForgottenBefore,
         Self::ExcessLoss,
     ];
 
-    /// Those that a forecast uses: all that are known in the first steps and cost nothing to have.
-    pub const FORECAST: [Self; 5] =
-        [Self::NewGradient, Self::GradientCosine, Self::Drift, Self::Predicted, Self::CkaDrop];
+    /// Those that a forecast uses: known in the first steps, and no two that say nearly the same.
+    pub const FORECAST: [Self; 7] = [
+        Self::NewGradient,
+        Self::GradientCosine,
+        Self::Drift,
+        Self::Predicted,
+        Self::CkaDrop,
+        Self::Similarity,
+        Self::ForgottenBefore,
+    ];
 
     /// As it is called in files.
     pub fn name(self) -> &'static str {
@@ -49,6 +59,7 @@ impl Measure {
             Self::Predicted => "predicted",
             Self::CkaDrop => "cka_drop",
             Self::Similarity => "similarity",
+            Self::ForgottenBefore => "forgotten_before",
             Self::ExcessLoss => "excess_loss",
         }
     }
@@ -67,6 +78,7 @@ impl Measure {
             Self::Predicted => "predicted loss change",
             Self::CkaDrop => "drop of CKA since then",
             Self::Similarity => "similarity of representations",
+            Self::ForgottenBefore => "forgotten already",
             Self::ExcessLoss => "excess loss of the new task",
         }
     }
