@@ -4,9 +4,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use forgetscope::ring::{Discovered, NONE16, Poll, Reader, WriterState, discover, monotonic_ns};
+use forgetscope::ring::{Discovered, NONE16, Poll, Reader, RingError, WriterState, discover, monotonic_ns};
 
 use crate::names::Names;
+
+/// A ring is created in an instant; one that is not complete for so long has been left behind.
+const CREATED: Duration = Duration::from_secs(5);
+
+/// Opens a ring, which its writer may have begun to create a moment ago.
+pub fn open(path: &Path) -> Result<Reader> {
+    let begun = std::time::Instant::now();
+    loop {
+        match Reader::open(path) {
+            Err(RingError::NotReady { .. }) if begun.elapsed() < CREATED => std::thread::sleep(CREATED / 100),
+            opened => return Ok(opened?),
+        }
+    }
+}
 
 /// Larger rings are not read to their end only to name the current task in a list.
 const QUICKLY_READ: u64 = 1 << 20;

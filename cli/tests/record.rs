@@ -214,3 +214,20 @@ fn a_directory_that_cannot_be_made_is_said() {
     let said = failure(&["record", text(&run.path), "--out", text(&file.join("below"))]);
     assert!(said.contains("cannot create") && said.contains("choose another directory"), "{said}");
 }
+
+/// A trainer and a recorder that are started together: the ring's file is there before the ring is.
+#[test]
+fn a_ring_that_is_still_being_created_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (run, finished) =
+        (Run::new(directory.path().join("forgetscope-1-0-aa.ring")), directory.path().join("finished"));
+    Run { path: finished.clone(), ..Run::new(finished.clone()) }.create().unwrap().close();
+    let out = directory.path().join("out");
+    File::create(&run.path).unwrap();
+    let recorder = command(&["record", text(&run.path), "--out", text(&out)]).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    fs::rename(&finished, &run.path).unwrap();
+    let output = recorder.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.join("catalog/rank=0.json").is_file());
+}

@@ -8,11 +8,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use forgetscope::ring::Reader;
 
 use crate::format::{count, plural};
 use crate::recording::recorder::{Limits, Recorder, Turn};
-use crate::run::{Place, short_name};
+use crate::run::{Place, open, short_name};
 
 const PAUSE: Duration = Duration::from_millis(20);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -57,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
     let limits = Limits { rows: args.part_rows, time: Duration::from_secs(60 * args.part_minutes) };
     let mut active = Vec::new();
     for path in &paths {
-        active.push((short_name(path), Recorder::begin(Reader::open(path)?, &args.out, limits)?));
+        active.push((short_name(path), Recorder::begin(open(path)?, &args.out, limits)?));
     }
 
     let mut progress = Progress::new();

@@ -14,7 +14,7 @@ use serde_json::json;
 use self::line::Printer;
 use crate::format::plural;
 use crate::names::Names;
-use crate::run::Place;
+use crate::run::{Place, open};
 
 /// How long to wait when there is nothing new.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -53,7 +53,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let mut reader = Reader::open(args.place.find(args.run.as_deref())?)?;
+    let mut reader = open(&args.place.find(args.run.as_deref())?)?;
     let mut names = Names::default();
     names.refresh(&mut reader)?;
     check("kind", &args.kind, names.kinds.values().map(|kind| &kind.name))?;
