@@ -108,6 +108,29 @@ def test_refused_calls_leave_nothing_behind(rng):
         assert len(scope.records("representation")) == 1
 
 
+def test_a_pass_beyond_the_budget_is_given_up_without_a_word(rng):
+    """Not even in its later batches; what was wrong attention takes no room either."""
+    rows, wrong = f32(rng.normal(size=(256, 64))), f32(np.full((4, 1, 64, 64), 0.5))
+    with Scope(FGS_PROBE_BUDGET="1e-9") as scope:
+        scope.task_begin("A")
+        scope.probe("A")
+        for _ in range(3):
+            scope.batch(256, 1)
+            scope.probe_hidden(0, rows, None)
+        scope.probe_end()
+        assert len(scope.records("fault")) == 1 and not scope.records("representation")
+    with Scope(FGS_PROBE_BUDGET="1e-4") as scope:  # a few megabytes
+        scope.task_begin("A")
+        scope.probe("A")
+        scope.batch(4, 64)
+        for _ in range(2000):
+            with pytest.raises(Refused, match="sum to"):
+                scope.attention(0, probabilities=wrong)
+        scope.probe_hidden(0, f32(rng.normal(size=(256, 8))), None)
+        scope.probe_end()
+        assert len(scope.records("representation")) == 1
+
+
 @pytest.mark.parametrize("first, count", [(65535, 2), (2**32 - 1, 1)])
 def test_heads_beyond_their_field_are_refused(rng, first, count):
     with Scope() as scope:

@@ -36,6 +36,12 @@ impl ProbeMemory {
         }
         fits
     }
+
+    /// Returns a part of what a lease took.
+    pub fn give_back(&self, lease: &mut Lease, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        lease.bytes -= bytes;
+    }
 }
 
 impl Drop for Lease {
@@ -55,7 +61,9 @@ mod tests {
         assert!(memory.extend(&mut first, 60) && memory.extend(&mut first, 20));
         let mut second = memory.lease();
         assert!(!memory.extend(&mut second, 30));
+        memory.give_back(&mut first, 20);
+        assert!(memory.extend(&mut second, 40) && !memory.extend(&mut second, 1));
         drop(first);
-        assert!(memory.extend(&mut second, 100) && !memory.extend(&mut second, 1));
+        assert!(memory.extend(&mut second, 60) && !memory.extend(&mut second, 1));
     }
 }

@@ -149,7 +149,7 @@ impl OpenPass {
             return Err(invalid!("tensor.shape: {:?} is not tokens × width", hidden.shape()));
         };
         let rows = self.batch.tokens.len() as u64;
-        // Beside the rows: what the drain thread makes of them, in fp64. Scores of min(rows, width) columns and products of
+        // Beside the rows: what the algebra thread makes of them, in fp64. Scores of min(rows, width) columns and products of
         // all pairs of rows.
         let bytes = width.checked_mul(4).and_then(|bytes| (bytes + 8 * rows.min(width) + 8 * rows).checked_mul(rows));
         let part: Part = |layer| &mut layer.hidden;
@@ -263,6 +263,7 @@ impl OpenPass {
         let job = AttentionJob { source, heads: heads as usize, rows: &rows, out, max_logits: &mut max_logits };
         let off = device.attention(job);
         if off > ROW_SUM_TOLERANCE {
+            memory.give_back(&mut self.lease, 4 * count as u64);
             return Err(invalid!(
                 "attention: the probabilities of a row sum to 1 ± {off}; scale, mask, log_sum_exp or layout do not fit what \
                  the trainer computes, or dropout is on"
@@ -291,6 +292,10 @@ impl OpenPass {
     /// Rows of `width` values may be the next of this part of the layer.
     fn check_next(&mut self, layer: u32, what: &str, part: Part, width: u64) -> Result<()> {
         let batches = self.shapes.len();
+        if self.over_budget {
+            // Nothing is kept of earlier batches that this one could be compared with.
+            return Ok(());
+        }
         match self.layers.get_mut(&layer) {
             Some(known) => part(known).check(batches, width, what, layer),
             None => Grown::default().check(batches, width, what, layer),
