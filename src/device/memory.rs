@@ -41,11 +41,32 @@ impl DType {
     }
 }
 
-/// The first element of a buffer in host memory that belongs to the trainer.
+/// Which memory an address belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    #[default]
+    Host,
+    /// Memory of the CUDA device with this ordinal.
+    Cuda(u32),
+}
+
+/// The trainer's CUDA stream that a call is ordered on; NULL, also the legacy default stream, for host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream(pub *mut std::ffi::c_void);
+
+impl Stream {
+    pub const NULL: Self = Self(std::ptr::null_mut());
+}
+
+// SAFETY: a handle that is only passed back to the driver, which may be called from any thread.
+unsafe impl Send for Stream {}
+
+/// The first element of a buffer that belongs to the trainer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     base: *const u8,
     pub dtype: DType,
+    pub place: Place,
 }
 
 // SAFETY: a Memory is an address; it is read only inside calls during which the trainer guarantees that the buffer is
@@ -59,7 +80,16 @@ impl Memory {
     /// Whenever a device is handed this value together with segments, every element that the segments reach must be
     /// readable for the length of the call. `base` must be aligned to the element's size.
     pub unsafe fn new(base: *const u8, dtype: DType) -> Self {
-        Self { base, dtype }
+        Self { base, dtype, place: Place::Host }
+    }
+
+    /// The same in the memory of a CUDA device.
+    ///
+    /// # Safety
+    /// Whenever a device is handed this value together with segments and a stream, every element that the segments reach
+    /// must be readable in that stream's order, and not be written to before what the call enqueued has run.
+    pub unsafe fn on_device(base: *const u8, dtype: DType, ordinal: u32) -> Self {
+        Self { base, dtype, place: Place::Cuda(ordinal) }
     }
 
     /// Address of an element, which need not exist: for prefetching.

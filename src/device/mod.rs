@@ -2,23 +2,29 @@
 //!
 //! Everything above this module works with numbers; pointers into the trainer's memory exist only here. A device is
 //! given, per slice, where the slice lies ([`SliceRead`]) and what it is to be compared with, and returns additive sums
-//! and sketches. It reads inside the call (or, for a stream, inside the stream's order), never later, because trainers
-//! reuse buffers.
+//! and sketches. It reads inside the call, or for device memory in the order of the call's [`Stream`], never later,
+//! because trainers reuse buffers. What it finds may land later than the call returns: [`Pending`].
 
 pub mod cpu;
+mod machine;
 mod memory;
+mod pending;
 mod perturb;
 mod probe;
 mod segment;
 mod strided;
 mod sums;
+mod values;
 
-pub use memory::{DType, Memory, Writable};
+pub use machine::Machine;
+pub use memory::{DType, Memory, Place, Stream, Writable};
+pub use pending::{Lost, Pending};
 pub use perturb::{Gather, GatherJob, Perturb, ScatterJob};
-pub use probe::{AttentionJob, AttentionRow, AttentionSource, QueryKey, RowsJob};
+pub use probe::{AttentionFound, AttentionJob, AttentionRow, AttentionSource, QueryKey, RowsJob};
 pub use segment::{Segment, Span};
 pub use strided::Strided;
 pub use sums::{DriftSums, GradientSums, PairSums, UpdateSums};
+pub use values::Values;
 
 use crate::sketch::Layout;
 
@@ -38,22 +44,25 @@ pub struct SliceRead<'a> {
 pub struct Kept<'a> {
     /// Indices of the slice that `values` covers.
     pub span: Span,
-    /// One value per index of `span`, zero where nothing is owned.
-    pub values: &'a [f32],
-    /// Largest magnitude of `values`: keeps products of products inside the range of fp32.
-    pub peak: f32,
+    /// One value per index of `span`, zero where nothing is owned. In memory that the device of the read can reach.
+    pub values: &'a Values,
 }
 
-/// What one slice's gradient is measured against and where the result goes.
+/// What one slice's gradient is measured against.
 pub struct GradientJob<'a> {
     pub read: SliceRead<'a>,
     /// Exact references, one per reference of the step; `None` where only a sketch is kept.
     pub references: Vec<Option<Kept<'a>>>,
-    /// Sketch of the gradient, added to: `read.layout.buckets` zeros.
-    pub sketch: &'a mut [f32],
+}
+
+/// What was found of one slice's gradient.
+#[derive(Debug, Default)]
+pub struct GradientFound {
     pub sums: GradientSums,
-    /// As many as `references`.
+    /// One per reference of the job.
     pub pairs: Vec<PairSums>,
+    /// `layout.buckets` values.
+    pub sketch: Vec<f32>,
 }
 
 /// A gradient that is added to a reference.
@@ -61,36 +70,41 @@ pub struct AccumulateJob<'a> {
     pub read: SliceRead<'a>,
     /// What the gradient is multiplied by first.
     pub scale: f32,
-    /// Exact sum of gradients, if one is kept.
-    pub sum: Option<(Span, &'a mut [f32])>,
-    /// Sketch of this gradient alone, times `scale`; added to.
-    pub sketch: &'a mut [f32],
+    /// Exact sum of gradients, if one is kept: its span, which contains that of the read, and its values.
+    pub sum: Option<(Span, &'a mut Values)>,
+}
+
+/// What was found of a gradient that was added to a reference.
+#[derive(Debug, Default)]
+pub struct AccumulateFound {
     /// Of the gradient as read, before scaling. Elements that only the scale makes infinite are added as zero too, and
     /// counted as non-finite.
     pub sums: GradientSums,
+    /// Sketch of this gradient alone, times the job's scale: `layout.buckets` values.
+    pub sketch: Vec<f32>,
 }
 
 /// A copy of the parameters that the library keeps.
 pub struct Copy<'a> {
+    /// The span of the read.
     pub span: Span,
-    pub values: &'a mut [f32],
+    pub values: &'a mut Values,
     /// The copy holds parameters of an earlier moment: the difference to now is the update that is measured.
     pub compare: bool,
     /// The copy takes the parameters as they are now, after everything was measured.
     pub replace: bool,
 }
 
-/// What a slice of the parameters is measured against and where the result goes.
+/// What a slice of the parameters is measured against.
 pub struct ParameterJob<'a> {
     pub read: SliceRead<'a>,
     pub copy: Option<Copy<'a>>,
-    /// Sketch of the update against `copy`, added to; empty when it is not wanted.
-    pub update_sketch: &'a mut [f32],
-    /// fp64 sketch of the parameters themselves, added to; empty when it is not wanted.
-    pub sketch: &'a mut [f64],
+    /// The sketch of the update against `copy` is wanted.
+    pub update_sketch: bool,
+    /// The fp64 sketch of the parameters themselves is wanted.
+    pub sketch: bool,
     /// What each earlier task left.
     pub tasks: Vec<TaskJob<'a>>,
-    pub update: UpdateSums,
 }
 
 /// What a slice of the parameters is measured against for one earlier task.
@@ -102,34 +116,60 @@ pub struct TaskJob<'a> {
     pub anchor: Option<Kept<'a>>,
     /// The task's exact snapshot: gives the drift.
     pub snapshot: Option<Kept<'a>>,
-    /// Sketch of the drift, added to; empty when it is not wanted.
-    pub drift_sketch: &'a mut [f32],
-    /// The update against `copy`, paired with `reference`.
+    /// The sketch of the drift is wanted.
+    pub drift_sketch: bool,
+}
+
+/// What was found of a slice of the parameters.
+#[derive(Debug, Default)]
+pub struct ParameterFound {
+    pub update: UpdateSums,
+    /// `layout.buckets` values, or none where none was wanted or there was no copy to compare with.
+    pub update_sketch: Vec<f32>,
+    /// `layout.buckets` values, or none where none was wanted.
+    pub sketch: Vec<f64>,
+    /// One per task of the job.
+    pub tasks: Vec<TaskFound>,
+}
+
+/// What was found of a slice of the parameters for one earlier task.
+#[derive(Debug, Default)]
+pub struct TaskFound {
+    /// The update against the copy, paired with the reference.
     pub update: PairSums,
     pub drift: DriftSums,
+    /// `layout.buckets` values, or none where none was wanted or there is no snapshot.
+    pub drift_sketch: Vec<f32>,
 }
 
 /// Takes sums over the memory of one kind of device.
+///
+/// All memory that one call's jobs name is reached from the same place; [`Machine`] sees to that.
 pub trait Device: Perturb + Send + Sync {
-    /// One fused pass over gradients: norms, inner products with references, conflicts, sketches.
-    fn gradients(&self, jobs: &mut [GradientJob]);
+    /// Storage for `len` values, all zero, that reads of `place` can be compared with; `None` if there is no room.
+    fn values(&self, place: Place, len: usize) -> Option<Values>;
 
-    /// Adds gradients to references.
-    fn accumulate(&self, jobs: &mut [AccumulateJob]);
+    /// Copies `source` into `target` from `at` on. Both are of the same place.
+    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize);
 
-    /// One fused pass over parameters: update, drift, sketches, copies.
-    fn parameters(&self, jobs: &mut [ParameterJob]);
+    /// Says that `values` were changed for the last time for now: what is known of them as a whole may be kept.
+    fn settle(&self, values: &mut Values);
 
-    /// Copies sampled rows of a tensor.
-    fn rows(&self, job: RowsJob);
+    /// One fused pass over gradients: norms, inner products with references, conflicts, sketches. One result per job.
+    fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>>;
 
-    /// Copies or computes sampled rows of attention. Returns how far from 1 the sum of a row is at worst; NaN if a sum is
-    /// not a number.
-    fn attention(&self, job: AttentionJob) -> f32;
+    /// Adds gradients to references. One result per job.
+    fn accumulate(&self, stream: Stream, jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>>;
 
-    /// Σ v² and max |v| of values that the library keeps.
-    fn norm(&self, values: &[f32]) -> (f64, f32);
+    /// One fused pass over parameters: update, drift, sketches, copies. One result per job.
+    fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>>;
 
-    /// Bytes of memory that the library's budget is a share of.
-    fn memory_bytes(&self) -> u64;
+    /// Copies sampled rows of a tensor: row by row, without gaps.
+    fn rows(&self, stream: Stream, job: RowsJob) -> Pending<Vec<f32>>;
+
+    /// Copies or computes sampled rows of attention.
+    fn attention(&self, stream: Stream, job: AttentionJob) -> Pending<AttentionFound>;
+
+    /// Bytes of memory of `place` that the library's budget is a share of.
+    fn memory_bytes(&self, place: Place) -> u64;
 }

@@ -12,8 +12,6 @@ pub struct RowsJob<'a> {
     pub run_step: i64,
     pub length: usize,
     pub step: i64,
-    /// Row by row, without gaps.
-    pub out: &'a mut [f32],
 }
 
 /// Where attention comes from.
@@ -55,8 +53,15 @@ pub struct AttentionJob<'a> {
     pub source: AttentionSource,
     pub heads: usize,
     pub rows: &'a [AttentionRow],
+}
+
+/// Sampled rows of attention.
+#[derive(Clone, Debug, Default)]
+pub struct AttentionFound {
     /// Row by row, head by head, key by key.
-    pub out: &'a mut [f32],
+    pub probabilities: Vec<f32>,
     /// Per head, the largest logit of its rows as it enters the softmax; NaN if it is not known.
-    pub max_logits: &'a mut [f32],
+    pub max_logits: Vec<f32>,
+    /// How far from 1 the sum of a row is at worst; NaN if a sum is not a number.
+    pub off: f32,
 }

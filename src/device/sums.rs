@@ -37,6 +37,8 @@ pub struct PairSums {
     pub active: u64,
     /// Σ (g·r)²: the variance of the inner product if every coordinate's sign were a coin toss.
     pub dot_squares: f64,
+    /// Σ r² over what was read.
+    pub reference_squares: f64,
 }
 
 impl AddAssign for PairSums {
@@ -46,6 +48,7 @@ impl AddAssign for PairSums {
         self.conflicts += other.conflicts;
         self.active += other.active;
         self.dot_squares += other.dot_squares;
+        self.reference_squares += other.reference_squares;
     }
 }
 

@@ -1,0 +1,129 @@
+//! Results that may land after the call that asked for them.
+//!
+//! Host memory is read inside the call, so its results are there at once. A CUDA device writes them into pinned memory
+//! when the stream gets there; the drain thread waits for that without a CUDA call, and the trainer never does.
+
+use std::time::Duration;
+
+/// How long a thread that waits for a device sleeps between two looks. A sampled step's results are tens of
+/// milliseconds behind the call anyway, since trainers queue work ahead.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// What was asked for will never come: the device failed, or was given up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Lost(pub String);
+
+/// A result that is there or will land.
+pub struct Pending<T>(State<T>);
+
+enum State<T> {
+    Ready(T),
+    Landing(Box<dyn FnMut() -> Option<Result<T, Lost>> + Send>),
+}
+
+impl<T: Send + 'static> Pending<T> {
+    /// It is there.
+    pub fn ready(value: T) -> Self {
+        Self(State::Ready(value))
+    }
+
+    /// `look` is called until it gives the result; it may be called from any one thread and must not block.
+    pub fn landing(look: impl FnMut() -> Option<Result<T, Lost>> + Send + 'static) -> Self {
+        Self(State::Landing(Box::new(look)))
+    }
+
+    /// Waits for the result. Not for the trainer's thread.
+    pub fn wait(self) -> Result<T, Lost> {
+        match self.0 {
+            State::Ready(value) => Ok(value),
+            State::Landing(mut look) => loop {
+                match look() {
+                    Some(found) => return found,
+                    None => std::thread::sleep(LOOK),
+                }
+            },
+        }
+    }
+
+    /// Makes something else of the result once it is there.
+    pub fn map<U: Send + 'static>(self, make: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
+        match self.0 {
+            State::Ready(value) => Pending::ready(make(value)),
+            State::Landing(mut look) => {
+                let mut make = Some(make);
+                Pending::landing(move || {
+                    let found = look()?;
+                    Some(found.and_then(|value| match make.take() {
+                        Some(make) => Ok(make(value)),
+                        None => Err(Lost("the result was taken already".into())),
+                    }))
+                })
+            }
+        }
+    }
+
+    /// All of several results, in their order.
+    pub fn all(parts: Vec<Self>) -> Pending<Vec<T>> {
+        if parts.iter().all(|part| matches!(part.0, State::Ready(_))) {
+            let ready = parts.into_iter().filter_map(|part| match part.0 {
+                State::Ready(value) => Some(value),
+                State::Landing(_) => None,
+            });
+            return Pending::ready(ready.collect());
+        }
+        let mut found: Vec<Option<T>> = parts.iter().map(|_| None).collect();
+        let mut parts: Vec<Option<Self>> = parts.into_iter().map(Some).collect();
+        Pending::landing(move || {
+            for (part, found) in parts.iter_mut().zip(&mut found) {
+                match part.take() {
+                    Some(Self(State::Ready(value))) => *found = Some(value),
+                    Some(Self(State::Landing(mut look))) => match look() {
+                        Some(Ok(value)) => *found = Some(value),
+                        Some(Err(lost)) => return Some(Err(lost)),
+                        None => *part = Some(Self(State::Landing(look))),
+                    },
+                    None => {}
+                }
+            }
+            found.iter().all(Option::is_some).then(|| Ok(found.iter_mut().filter_map(Option::take).collect()))
+        })
+    }
+}
+
+impl<T> std::fmt::Debug for Pending<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self.0 {
+            State::Ready(_) => "Pending(ready)",
+            State::Landing(_) => "Pending(landing)",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after<T: Send + Clone + 'static>(mut looks: u32, value: Result<T, Lost>) -> Pending<T> {
+        Pending::landing(move || {
+            looks = looks.saturating_sub(1);
+            (looks == 0).then(|| value.clone())
+        })
+    }
+
+    #[test]
+    fn results_land_in_their_order() {
+        assert_eq!(Pending::ready(3).map(|x| x + 1).wait(), Ok(4));
+        assert_eq!(after(3, Ok(5)).map(|x| x * 2).wait(), Ok(10));
+        let all = Pending::all(vec![after(5, Ok(1)), Pending::ready(2), after(2, Ok(3))]);
+        assert_eq!(all.wait(), Ok(vec![1, 2, 3]));
+        assert_eq!(Pending::all(vec![Pending::ready(1), Pending::ready(2)]).wait(), Ok(vec![1, 2]));
+    }
+
+    #[test]
+    fn one_lost_part_loses_the_whole() {
+        let lost = Lost("gone".into());
+        let all = Pending::all(vec![after(9, Ok(1)), after(2, Err(lost.clone()))]);
+        assert_eq!(all.map(|all| all.len()).wait(), Err(lost));
+    }
+}
