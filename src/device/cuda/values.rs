@@ -1,0 +1,38 @@
+//! Values that the library keeps in memory that a CUDA device reads: in its own, or in pinned host memory.
+
+use super::memory::Buffer;
+use super::table::{FORMAT_F32, KeptEntry};
+use crate::device::{Kept, Values};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// fp32 values on a device.
+#[derive(Debug)]
+pub struct CudaValues {
+    pub buffer: Buffer,
+    pub len: usize,
+    /// They are zero, but nothing has been written yet: the first launch that uses them writes the zeros.
+    fresh: AtomicBool,
+}
+
+impl CudaValues {
+    /// Zeros.
+    pub fn new(buffer: Buffer, len: usize) -> Self {
+        Self { buffer, len, fresh: AtomicBool::new(true) }
+    }
+
+    /// The zeros are still to be written; the caller does it before anything else.
+    pub fn take_fresh(&self) -> bool {
+        self.fresh.swap(false, Ordering::Relaxed)
+    }
+
+    pub fn ordinal(&self) -> u32 {
+        self.buffer.context().ordinal
+    }
+}
+
+/// The values as kernels find them.
+pub fn entry(kept: Kept) -> KeptEntry {
+    // A place's device is handed values of that place only; without an address nothing is read.
+    let (address, format) = kept.values.cuda().map_or((0, 0), |values| (values.buffer.address(), FORMAT_F32));
+    KeptEntry { address, exponents: 0, start: kept.span.start, end: kept.span.end, format, unused: 0 }
+}
