@@ -3,7 +3,7 @@
 use super::boundary::{Failure, Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
-use super::step::check_stream;
+use super::step::on_stream;
 use super::text::{check_struct, required};
 use crate::scope::{CurvatureRequest, CurvatureSettings, CurvatureWant};
 use std::ffi::{c_char, c_void};
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn fgs_curvature_submit(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 Ok(front.curvature_submit(loss, scale)?)
             })
         }

@@ -3,7 +3,7 @@
 use super::boundary::{Failure, Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
-use super::step::check_stream;
+use super::step::on_stream;
 use super::tensor::{fgs_dltensor, host_tensor};
 use super::text::{check_struct, required};
 use crate::device::{AttentionSource, QueryKey, Strided};
@@ -193,7 +193,7 @@ pub unsafe extern "C" fn fgs_probe_hidden(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 check_layer(layer)?;
                 Ok(front.probe_hidden(layer, strided(hidden, "hidden")?)?)
             })
@@ -220,7 +220,7 @@ pub unsafe extern "C" fn fgs_probe_attention(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 check_layer(layer)?;
                 let given = attention.as_ref().ok_or_else(|| Failure::null("attention"))?;
                 check_struct(given.size, given.magic, size_of::<fgs_attention>(), "fgs_attention")?;
@@ -301,7 +301,7 @@ pub unsafe extern "C" fn fgs_probe_head_output(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 check_layer(layer)?;
                 let outputs = strided(outputs, "outputs")?;
                 let projection = optional_strided(projection, "projection")?;
@@ -331,7 +331,7 @@ pub unsafe extern "C" fn fgs_probe_router(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 check_layer(layer)?;
                 Ok(front.probe_router(layer, strided(logits, "logits")?, top_k)?)
             })

@@ -4,6 +4,8 @@ use super::boundary::{Failure, Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
 use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
+use crate::device::Stream;
+use crate::scope::Front;
 use std::ffi::c_void;
 
 /// Bits of `flags` of `fgs_gradients_ready`.
@@ -15,13 +17,14 @@ pub enum fgs_gradient_flag {
     FGS_GRADIENTS_UNREDUCED = 1,
 }
 
-/// Streams order device memory; this build reads host memory inside the call.
-pub(super) fn check_stream(stream: *mut c_void) -> Outcome<()> {
-    if stream.is_null() {
-        return Ok(());
+/// The call that follows is ordered on `stream`. Without a device that has streams there is only NULL.
+pub(super) fn on_stream(front: &mut Front, stream: *mut c_void) -> Outcome<()> {
+    if !stream.is_null() {
+        let text = "stream: this build measures host memory only, which needs no stream; pass NULL";
+        return Err(Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, text));
     }
-    let text = "stream: this build measures host memory only, which needs no stream; pass NULL";
-    Err(Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, text))
+    front.on(Stream(stream));
+    Ok(())
 }
 
 /// An optimizer step begins. `step` is the trainer's own number; any is legal, so runs may go back or skip.
@@ -60,7 +63,7 @@ pub unsafe extern "C" fn fgs_gradient_feed(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 let data = host_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
                 Ok(front.feed(id, data.data()?, shard, scale)?)
@@ -90,7 +93,7 @@ pub unsafe extern "C" fn fgs_gradients_ready(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 let unreduced = fgs_gradient_flag::FGS_GRADIENTS_UNREDUCED as u32;
                 if flags & !unreduced != 0 {
                     return Err(Failure::invalid(format!("flags: {flags:#x} has bits that are no fgs_gradient_flag")));
@@ -115,7 +118,7 @@ pub unsafe extern "C" fn fgs_step_end(scope: *mut fgs_scope, applied: i32, strea
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 Ok(front.step_end(applied != 0)?)
             })
         }

@@ -3,7 +3,7 @@
 use super::boundary::{Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
-use super::step::check_stream;
+use super::step::on_stream;
 use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
 use super::text::{optional, required};
 use std::ffi::{c_char, c_void};
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn fgs_reference_add(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 Ok(front.reference_add(required(task, "task")?, examples, scale)?)
             })
         }
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn fgs_reference_feed(
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 let task = required(task, "task")?;
                 let data = host_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn fgs_snapshot(scope: *mut fgs_scope, task: *const c_char
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                check_stream(stream)?;
+                on_stream(front, stream)?;
                 Ok(front.snapshot(optional(task, "task")?)?)
             })
         }

@@ -92,9 +92,12 @@ pub(super) unsafe fn host_tensor(tensor: *const fgs_dltensor) -> Outcome<HostTen
         (2, 32, 1) => DType::F32,
         (2, 16, 1) => DType::F16,
         (4, 16, 1) => DType::Bf16,
+        (10, 8, 1) => DType::F8E4M3,
+        (12, 8, 1) => DType::F8E5M2,
         (code, bits, lanes) => {
             return unsupported(format!(
-                "tensor.dtype: code {code} with {bits} bits and {lanes} lanes is none of float64, float32, float16, bfloat16"
+                "tensor.dtype: code {code} with {bits} bits and {lanes} lanes is none of float64, float32, float16, bfloat16, \
+                 float8_e4m3fn, float8_e5m2"
             ));
         }
     };

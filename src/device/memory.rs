@@ -1,5 +1,6 @@
 //! Element types, and the one type that holds a pointer into the trainer's memory.
 
+use super::float8;
 use half::{bf16, f16};
 
 /// Element type of a tensor.
@@ -9,6 +10,9 @@ pub enum DType {
     F64,
     Bf16,
     F16,
+    /// OCP's E4M3 without infinities.
+    F8E4M3,
+    F8E5M2,
 }
 
 impl DType {
@@ -18,6 +22,7 @@ impl DType {
             Self::F32 => 4,
             Self::F64 => 8,
             Self::Bf16 | Self::F16 => 2,
+            Self::F8E4M3 | Self::F8E5M2 => 1,
         }
     }
 
@@ -28,6 +33,8 @@ impl DType {
             Self::F64 => "float64",
             Self::Bf16 => "bfloat16",
             Self::F16 => "float16",
+            Self::F8E4M3 => "float8_e4m3fn",
+            Self::F8E5M2 => "float8_e5m2",
         }
     }
 
@@ -37,6 +44,8 @@ impl DType {
             Self::F32 | Self::F64 => 23,
             Self::F16 => 10,
             Self::Bf16 => 7,
+            Self::F8E4M3 => 3,
+            Self::F8E5M2 => 2,
         }
     }
 }
@@ -53,6 +62,15 @@ pub enum Place {
 /// The trainer's CUDA stream that a call is ordered on; NULL, also the legacy default stream, for host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream(pub *mut std::ffi::c_void);
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Host => f.write_str("host memory"),
+            Self::Cuda(ordinal) => write!(f, "memory of CUDA device {ordinal}"),
+        }
+    }
+}
 
 impl Stream {
     pub const NULL: Self = Self(std::ptr::null_mut());
@@ -130,6 +148,8 @@ impl Memory {
                     std::slice::from_raw_parts(source, out.len()).convert_to_f32_slice(out);
                 }
                 DType::F16 => gather(self.base.cast::<f16>(), offset, stride, out, f16::to_f32),
+                DType::F8E4M3 => gather(self.base, offset, stride, out, float8::e4m3),
+                DType::F8E5M2 => gather(self.base, offset, stride, out, float8::e5m2),
             }
         }
     }
@@ -139,6 +159,7 @@ impl Memory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Writable {
     base: *mut f32,
+    pub place: Place,
 }
 
 // SAFETY: an address; it is written to only inside calls during which the trainer uses the buffer in no other way (see
@@ -155,12 +176,12 @@ impl Memory {
     /// writable for the length of the call, and be read or written by nobody else; and no two indices, of the same or of
     /// different segments in one call, may be the same element.
     pub unsafe fn writable(self) -> Option<Writable> {
-        (self.dtype == DType::F32).then_some(Writable { base: self.base.cast_mut().cast() })
+        (self.dtype == DType::F32).then_some(Writable { base: self.base.cast_mut().cast(), place: self.place })
     }
 
     /// The buffer holds the same elements, at the same place, as `other`.
     pub fn is_at(self, other: Self) -> bool {
-        self.base == other.base
+        (self.base, self.place) == (other.base, other.place)
     }
 
     /// Addresses of the bytes from the element `low` to the end of the element `high`: where a run of elements lies.

@@ -6,6 +6,7 @@
 //! because trainers reuse buffers. What it finds may land later than the call returns: [`Pending`].
 
 pub mod cpu;
+mod float8;
 mod machine;
 mod memory;
 mod pending;

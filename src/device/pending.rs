@@ -33,14 +33,35 @@ impl<T: Send + 'static> Pending<T> {
         Self(State::Landing(Box::new(look)))
     }
 
+    /// It will never come.
+    pub fn lost(why: Lost) -> Self {
+        Self::landing(move || Some(Err(why.clone())))
+    }
+
+    /// The result if it was there from the beginning, as that of host memory is; else what has to be waited for.
+    pub fn now(self) -> Result<T, Self> {
+        match self.0 {
+            State::Ready(value) => Ok(value),
+            landing @ State::Landing(_) => Err(Self(landing)),
+        }
+    }
+
     /// Waits for the result. Not for the trainer's thread.
     pub fn wait(self) -> Result<T, Lost> {
+        self.wait_with(|| {})
+    }
+
+    /// The same, and calls `idle` between two looks: for a thread that has to show that it is alive.
+    pub fn wait_with(self, mut idle: impl FnMut()) -> Result<T, Lost> {
         match self.0 {
             State::Ready(value) => Ok(value),
             State::Landing(mut look) => loop {
                 match look() {
                     Some(found) => return found,
-                    None => std::thread::sleep(LOOK),
+                    None => {
+                        idle();
+                        std::thread::sleep(LOOK);
+                    }
                 }
             },
         }
@@ -118,6 +139,16 @@ mod tests {
         let all = Pending::all(vec![after(5, Ok(1)), Pending::ready(2), after(2, Ok(3))]);
         assert_eq!(all.wait(), Ok(vec![1, 2, 3]));
         assert_eq!(Pending::all(vec![Pending::ready(1), Pending::ready(2)]).wait(), Ok(vec![1, 2]));
+    }
+
+    #[test]
+    fn only_what_was_there_from_the_beginning_is_there_now() {
+        assert_eq!(Pending::ready(1).now().ok(), Some(1));
+        let mut idle = 0;
+        let landing = after(3, Ok(2)).now().expect_err("it is not there");
+        assert_eq!((landing.wait_with(|| idle += 1), idle), (Ok(2), 2));
+        let lost = Lost("gone".into());
+        assert_eq!(Pending::<()>::lost(lost.clone()).wait(), Err(lost));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What probes read: sampled rows of activations, and sampled rows of attention.
 
-use super::{Memory, Strided};
+use super::{Memory, Place, Strided};
 
 /// Rows of a tensor that are copied as fp32, in the order given.
 pub struct RowsJob<'a> {
@@ -37,6 +37,18 @@ pub struct QueryKey {
     pub softcap: f32,
     /// Query heads that share one key head.
     pub group: u64,
+}
+
+impl AttentionSource {
+    /// Where everything lies; `None` if it is not all in one place.
+    pub fn place(&self) -> Option<Place> {
+        let (first, others) = match self {
+            Self::Probabilities { probabilities, log_sum_exp } => (probabilities, [log_sum_exp.as_ref(), None]),
+            Self::QueryKey(source) => (&source.query, [Some(&source.key), source.log_sum_exp.as_ref()]),
+        };
+        let place = first.memory.place;
+        others.into_iter().flatten().all(|view| view.memory.place == place).then_some(place)
+    }
 }
 
 /// One query, and the keys that it sees.

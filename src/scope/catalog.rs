@@ -244,17 +244,6 @@ impl Catalog {
         }
     }
 
-    /// Cuts a sketch of the whole model into its slices' parts. An empty sketch gives empty parts.
-    pub fn split<'a, T>(&self, mut sketch: &'a mut [T]) -> Vec<&'a mut [T]> {
-        let mut parts = Vec::with_capacity(self.slices.len());
-        for slice in &self.slices {
-            let (part, rest) = sketch.split_at_mut(slice.layout.buckets.min(sketch.len()));
-            parts.push(part);
-            sketch = rest;
-        }
-        parts
-    }
-
     /// The bound output projection of a layer as model width × (heads · width), if it is there as a whole and has these
     /// heads.
     pub fn output_projection(&self, layer: u32, heads: u32, first_head: u32) -> Option<Strided> {

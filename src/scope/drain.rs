@@ -1,6 +1,7 @@
 //! The drain thread: takes messages in the order of the calls and publishes what follows from them.
 //!
-//! Small messages are never dropped. Sampled steps carry sketches of the whole model, so only a few may wait: when
+//! A message whose results are still on their way is waited for before the next is taken, so the ring has the order of the
+//! calls. Small messages are never dropped. Sampled steps carry sketches of the whole model, so only a few may wait: when
 //! evaluation is behind, the next sampled step is left out and counted, and the trainer never waits.
 
 use super::analysis::Analysis;
@@ -87,11 +88,11 @@ fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsi
                 }
             }
             Ok(Message::AlgebraEnded) => return analysis.close(),
-            Ok(Message::Step(sums)) => {
-                guarded(&mut analysis, |analysis| analysis.step(*sums));
-                waiting.fetch_sub(1, Ordering::Relaxed);
+            Ok(message) => {
+                let is_step = matches!(message, Message::Step(_));
+                guarded(&mut analysis, |analysis| analysis.handle(message));
+                waiting.fetch_sub(usize::from(is_step), Ordering::Relaxed);
             }
-            Ok(message) => guarded(&mut analysis, |analysis| analysis.handle(message)),
             Err(RecvTimeoutError::Timeout) => {}
             // The scope was dropped without being closed: the ring stays as it is and readers see that it died.
             Err(RecvTimeoutError::Disconnected) => return,

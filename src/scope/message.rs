@@ -1,11 +1,15 @@
-//! What the calling side hands to the drain thread: sums and sketches, never pointers.
+//! What the calling side hands to the drain thread, never pointers: drafts of sums and sketches, and what they become when
+//! they land.
 
 use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
 use crate::ring::{Entry, Record};
 use crate::scope::catalog::Slice;
 use crate::scope::curvature::CurvatureSums;
-use crate::scope::probe::Pass;
+use crate::scope::movement::MovementDraft;
+use crate::scope::probe::PassDraft;
+use crate::scope::references::{ReferenceDraft, SnapshotDraft};
 use crate::scope::schema::TaskEvent;
+use crate::scope::step::StepDraft;
 use std::sync::mpsc::Sender;
 
 /// A task's number: its position in the order of first mention.
@@ -38,11 +42,14 @@ pub enum Message {
         event: TaskEvent,
         step: u64,
     },
-    Reference(Box<ReferenceBatch>),
-    Snapshot(Box<SnapshotSketch>),
-    /// The parameters were read at a moment that is not a sampled step.
-    Moved(Box<Movement>),
-    Step(Box<StepSums>),
+    Reference(Box<ReferenceDraft>),
+    Snapshot(Box<SnapshotDraft>),
+    /// The parameters were read at a moment that is not a sampled step, but after the step of this number.
+    Moved {
+        movement: Box<MovementDraft>,
+        step: u64,
+    },
+    Step(Box<StepDraft>),
     /// A curvature run is complete.
     Curvature(Box<CurvatureSums>),
     Evaluation {
@@ -52,7 +59,7 @@ pub enum Message {
         step: u64,
     },
     /// A complete pass over a probe.
-    Probe(Box<Pass>),
+    Probe(Box<PassDraft>),
     HeadEffect(HeadEffect),
     /// Later passes and runs of the task are not compared with what was kept any more.
     ForgetBases(TaskId),
@@ -161,24 +168,6 @@ pub struct StepSums {
     pub references: Vec<ReferenceStep>,
 }
 
-impl StepSums {
-    /// Makes room for slices that became known since: they were not measured, and their sketches are zero.
-    pub fn resize(&mut self, slices: usize, buckets: usize) {
-        self.gradients.resize(slices, None);
-        self.updates.resize(slices, None);
-        self.sketch.resize(buckets, 0.0);
-        if !self.weights_after.is_empty() {
-            self.weights_after.resize(buckets, 0.0);
-        }
-        self.movement.resize(slices, buckets);
-        for reference in &mut self.references {
-            reference.pairs.resize(slices, None);
-            reference.updates.resize(slices, None);
-            reference.drifts.resize(slices, None);
-        }
-    }
-}
-
 /// How the parameters moved since they were read the last time, and what they are now.
 #[derive(Debug, Default)]
 pub struct Movement {
@@ -200,19 +189,6 @@ pub struct TaskMovement {
     pub batches: f64,
     /// ⟨r, difference⟩ of slices where both are exact.
     pub dots: Vec<Option<f64>>,
-}
-
-impl Movement {
-    /// Makes room for slices that became known since.
-    pub fn resize(&mut self, slices: usize, buckets: usize) {
-        self.compared.resize(slices, false);
-        self.sketched.resize(slices, false);
-        self.sketch.resize(buckets, 0.0);
-        if !self.weights.is_empty() {
-            self.weights.resize(buckets, 0.0);
-        }
-        self.tasks.iter_mut().for_each(|task| task.dots.resize(slices, None));
-    }
 }
 
 /// What was measured of a slice's parameters.
@@ -239,22 +215,14 @@ pub struct ReferenceStep {
     pub anchor_batches: f64,
     /// That reference was taken at the very weights of the snapshot.
     pub anchor_is_frozen: bool,
-    /// Per slice; `None` where there is no exact reference. Unscaled.
-    pub pairs: Vec<Option<ExactPair>>,
+    /// Per slice, with the exact reference, a sum of batches; `None` where there is none. Unscaled.
+    pub pairs: Vec<Option<PairSums>>,
     /// This step's update and the reference, where both are exact.
-    pub updates: Vec<Option<ExactPair>>,
+    pub updates: Vec<Option<PairSums>>,
     /// Per slice; `None` where there is no exact snapshot.
     pub drifts: Vec<Option<DriftStep>>,
     /// Sketch of the drift of slices with an exact snapshot.
     pub drift_sketch: Vec<f32>,
-}
-
-/// Sums of a gradient and an exact reference (a sum of batches).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ExactPair {
-    pub sums: PairSums,
-    /// Σ r².
-    pub reference_squares: f64,
 }
 
 /// Sums of the drift from an exact snapshot.

@@ -1,22 +1,25 @@
 //! The instrument: options, the catalog of tensors, tasks, the schedule, the life of one step.
 //!
 //! A scope has two sides. The *calling side* ([`Front`], behind a mutex) runs on the trainer's threads: it knows where
-//! data lies, decides what is read, lets the device take sums, and hands them over. The *drain side* ([`drain`],
-//! [`analysis`]) is one thread, which turns sums into statistics and publishes them, and a second one ([`algebra`]) for
-//! probes, whose matrices take seconds. Messages go one way; nothing flows back to training but a count of how many steps
-//! are still waiting.
+//! data lies, decides what is read, asks the device for sums, and hands over what it asked for as a [`draft`]. The *drain
+//! side* ([`drain`], [`analysis`]) is one thread, which waits for what is not there yet, turns sums into statistics and
+//! publishes them, and a second one ([`algebra`]) for probes, whose matrices take seconds. Messages go one way; nothing
+//! flows back to training but a count of how many steps are still waiting.
 
 mod algebra;
 mod analysis;
 mod catalog;
 mod curvature;
+mod draft;
 mod drain;
 mod error;
+mod gradients;
 mod heads;
 mod message;
 mod movement;
 mod options;
 mod probe;
+mod queue;
 mod references;
 mod schedule;
 pub mod schema;
@@ -25,6 +28,7 @@ mod shard;
 mod step;
 mod storage;
 mod task;
+mod updates;
 
 pub use catalog::{Data, EXPERT, REPLICATED, Source, TIED, TensorSpec};
 pub use curvature::{Request as CurvatureRequest, Settings as CurvatureSettings, Want as CurvatureWant};
@@ -37,8 +41,8 @@ pub use probe::{Attention, Mask, Outputs};
 pub use schedule::Rule;
 pub use shard::{Shard, View};
 
-use crate::device::Device;
 use crate::device::cpu::{Cpu, host_memory_bytes};
+use crate::device::{Machine, Stream};
 use crate::ring::{Entry, Writer, WriterOptions, default_path};
 use catalog::Catalog;
 use curvature::Curvature;
@@ -47,12 +51,13 @@ use message::Message;
 use movement::Before;
 use parking_lot::Mutex;
 use probe::{OpenPass, ProbeMemory};
+use queue::Queue;
 use references::PendingBatch;
 use schedule::Schedule;
 use schema::{Fault, TaskEvent};
 use std::path::{Path, PathBuf};
 use step::StepState;
-use storage::Budget;
+use storage::{Budget, Limit};
 use task::Tasks;
 
 /// An open instrument.
@@ -64,7 +69,7 @@ pub struct Scope {
 /// The calling side.
 pub struct Front {
     options: Options,
-    device: Box<dyn Device>,
+    queue: Queue,
     budget: Budget,
     catalog: Catalog,
     /// The different schedules in use: what a step that is not sampled looks at.
@@ -95,7 +100,7 @@ pub const LOSS: &str = "loss";
 impl Scope {
     /// Opens an instrument: creates its ring and starts its threads.
     pub fn open(options: Options) -> Result<Self> {
-        let device = Cpu::new(options.device_threads())
+        let cpu = Cpu::new(options.device_threads())
             .map_err(|error| Error::System(format!("cannot start the threads of the CPU device: {error}")))?;
         let path =
             options.ring_path.clone().unwrap_or_else(|| default_path(options.ring_directory.as_deref(), options.rank));
@@ -107,8 +112,7 @@ impl Scope {
         // Names of hundreds of thousands of tensors and heads; pages are taken only as they are used.
         writer_options.catalog_bytes = 64 << 20;
         let writer = Writer::create(&writer_options)?;
-        let share = (device.memory_bytes() as f64 * options.reference_budget) as u64;
-        let budget = Budget::new(options.budget_bytes.unwrap_or(share));
+        let limit = options.budget_bytes.map_or(Limit::Share(options.reference_budget), Limit::Bytes);
         // Probes are kept in host memory, wherever the tensors lie.
         let probe_memory = ProbeMemory::new((host_memory_bytes() as f64 * options.probe_budget) as u64);
         let drain = Drain::start(writer, &options)?;
@@ -131,8 +135,8 @@ impl Scope {
         let schedules = vec![Schedule::common(&options)];
         let front = Front {
             options,
-            device: Box::new(device),
-            budget,
+            queue: Queue::new(Machine::new(cpu)),
+            budget: Budget::new(limit),
             catalog: Catalog::default(),
             schedules,
             tasks: Tasks::default(),
@@ -176,6 +180,11 @@ impl Scope {
 impl Front {
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Device memory is read in the order of `stream` from now on.
+    pub fn on(&mut self, stream: Stream) {
+        self.queue.stream = stream;
     }
 
     /// Adds a tensor to the catalog.

@@ -1,14 +1,19 @@
 //! References and snapshots: what is kept of an earlier task.
 
 use super::catalog::{Catalog, Data};
+use super::draft::Landing;
 use super::message::{Message, Origin, ReferenceBatch, SnapshotSketch, TaskId};
+use super::queue::Queue;
 use super::schema::{Fault, TaskEvent};
+use super::secant::SecantDraft;
 use super::shard::Shard;
 use super::step::check_scale;
 use super::storage::{Budget, Exact, elements};
 use super::task::ExactReference;
 use super::{Front, Result, error::invalid};
-use crate::device::{AccumulateJob, Copy, Device, GradientSums, ParameterJob, SliceRead, Span, UpdateSums};
+use crate::device::{
+    AccumulateFound, AccumulateJob, Copy, Device, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span,
+};
 
 /// A batch of a reference that is being fed tensor by tensor.
 #[derive(Debug)]
@@ -19,7 +24,69 @@ pub struct PendingBatch {
     fed: Vec<bool>,
     /// Slices of which something was added.
     begun: Vec<bool>,
-    sketch: Vec<f32>,
+    parts: Vec<PartDraft>,
+}
+
+/// Gradients of a batch that are being added: all of it, or what was fed in one call.
+#[derive(Debug)]
+struct PartDraft {
+    slices: Vec<usize>,
+    /// One per slice.
+    found: Pending<Vec<AccumulateFound>>,
+}
+
+/// A batch of a reference that is complete, but for what is still being added.
+#[derive(Debug)]
+pub struct ReferenceDraft {
+    pub task: TaskId,
+    pub step: u64,
+    pub origin: Origin,
+    pub first: bool,
+    batches: u32,
+    examples: f64,
+    parts: Vec<PartDraft>,
+    secant: Option<SecantDraft>,
+}
+
+impl ReferenceDraft {
+    /// The batch, and how many of its parts had values that are not finite.
+    pub fn land(self, landing: &mut Landing) -> std::result::Result<(ReferenceBatch, usize), Lost> {
+        let Self { task, step, origin, first, batches, examples, parts, secant } = self;
+        let mut sketch = landing.sketch(true);
+        let mut not_finite = 0;
+        for part in parts {
+            let found = landing.wait(part.found)?;
+            not_finite += usize::from(found.iter().any(|found| found.sums.non_finite > 0));
+            for (slice, found) in part.slices.into_iter().zip(found) {
+                landing.add(&mut sketch, slice, &found.sketch);
+            }
+        }
+        let secant = secant.map(|secant| secant.land(landing)).transpose()?.map(Box::new);
+        Ok((ReferenceBatch { task, step, origin, first, batches, examples, sketch, secant }, not_finite))
+    }
+}
+
+/// A snapshot that was asked for. The exact part of it stays with the calling side.
+#[derive(Debug)]
+pub struct SnapshotDraft {
+    pub task: TaskId,
+    pub step: u64,
+    slices: Vec<usize>,
+    /// Elements of each slice of the model that are sketched.
+    elements: Vec<u64>,
+    /// One per slice that is read.
+    found: Pending<Vec<ParameterFound>>,
+}
+
+impl SnapshotDraft {
+    pub fn land(self, landing: &mut Landing) -> std::result::Result<SnapshotSketch, Lost> {
+        let found = landing.wait(self.found)?;
+        let mut sketch = landing.sketch(self.elements.iter().any(|&count| count > 0));
+        for (slice, found) in self.slices.into_iter().zip(found) {
+            landing.add(&mut sketch, slice, &found.sketch);
+        }
+        Ok(SnapshotSketch { task: self.task, sketch, elements: self.elements })
+    }
 }
 
 impl Front {
@@ -41,20 +108,21 @@ impl Front {
             .catalog
             .reads(true, |id, tensor| tensor.schedule.every != 0 && !batch.fed.get(id).is_some_and(|fed| *fed));
         let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
-        let device = &*self.device;
-        let found = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
+        let dropped = accumulate(&self.catalog, &self.queue, &mut self.budget, reference, &mut batch, reads, scale);
         reference.count_batch();
         let batches = reference.batches;
-        self.report(found);
+        if dropped {
+            self.fault(Fault::Dropped);
+        }
         let secant = self.secant(task, batch.origin, batches);
-        self.drain.send(Message::Reference(Box::new(ReferenceBatch {
+        self.drain.send(Message::Reference(Box::new(ReferenceDraft {
             task,
             step: self.step.number,
             origin: batch.origin,
             first: batch.first,
             batches,
             examples: examples as f64,
-            sketch: batch.sketch,
+            parts: batch.parts,
             secant,
         })));
         Ok(())
@@ -79,9 +147,9 @@ impl Front {
             let mut reads = vec![None; self.catalog.slices.len()];
             self.catalog.read(measured, &binding, &mut reads);
             let reference = reference(&mut self.tasks.list[usize::from(task)], &batch);
-            let device = &*self.device;
-            let found = accumulate(&self.catalog, device, &mut self.budget, reference, &mut batch, reads, scale);
-            self.report(found);
+            if accumulate(&self.catalog, &self.queue, &mut self.budget, reference, &mut batch, reads, scale) {
+                self.fault(Fault::Dropped);
+            }
         }
         batch.fed.resize(self.catalog.tensors.len(), false);
         batch.fed[tensor as usize] = true;
@@ -98,15 +166,6 @@ impl Front {
         self.fault(Fault::Dropped);
     }
 
-    fn report(&self, found: Accumulated) {
-        if found.non_finite > 0 {
-            self.fault(Fault::NonFinite);
-        }
-        if found.dropped {
-            self.fault(Fault::Dropped);
-        }
-    }
-
     /// The batch of `task` that is being fed, or a new one.
     fn batch(&mut self, task: &str) -> Result<PendingBatch> {
         let fed = self.pending.as_ref().map(|pending| &self.tasks.list[usize::from(pending.task)].name);
@@ -114,8 +173,7 @@ impl Front {
             return Err(invalid!("task: a batch of '{name}' is being fed; complete it with fgs_reference_add first"));
         }
         let task = self.task(task)?;
-        if let Some(mut pending) = self.pending.take() {
-            pending.sketch.resize(self.catalog.buckets, 0.0);
+        if let Some(pending) = self.pending.take() {
             return Ok(pending);
         }
         let (epoch, is_current) = (self.updates, self.tasks.current == Some(task));
@@ -126,14 +184,13 @@ impl Front {
             state.anchor.get_or_insert(epoch);
         }
         let (_, first) = state.reference_for(origin, epoch, &mut self.budget);
-        let (fed, begun, sketch) = (Vec::new(), Vec::new(), vec![0.0; self.catalog.buckets]);
-        Ok(PendingBatch { task, origin, first, fed, begun, sketch })
+        Ok(PendingBatch { task, origin, first, fed: Vec::new(), begun: Vec::new(), parts: Vec::new() })
     }
 
     /// Keeps the parameters as they are now.
     pub(super) fn take_snapshot(&mut self, task: TaskId) {
         self.advance_path();
-        let Self { catalog, tasks, device, budget, .. } = self;
+        let Self { catalog, tasks, queue, budget, .. } = self;
         let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
         if reads.iter().all(Option::is_none) {
             return;
@@ -143,35 +200,35 @@ impl Front {
             budget.release(old.into_iter().flatten());
         }
         let mut kept: Vec<Option<Exact>> =
-            reads.iter().map(|read| read.as_ref().and_then(|read| budget.allocate(read.segments))).collect();
+            reads.iter().map(|read| read.as_ref().and_then(|read| budget.allocate(&queue.device, read))).collect();
         let sketched = reads.iter().zip(&kept).map(|(read, kept)| match (read, kept) {
             (Some(read), None) => elements(read.segments),
             _ => 0,
         });
         let sketched: Vec<u64> = sketched.collect();
-        let mut sketch = vec![0.0; if sketched.iter().any(|&count| count > 0) { catalog.buckets } else { 0 }];
-        let mut jobs = Vec::new();
-        for ((read, kept), sketch) in reads.into_iter().zip(&mut kept).zip(catalog.split(&mut sketch)) {
+        let (mut slices, mut jobs) = (Vec::new(), Vec::new());
+        for ((slice, read), kept) in reads.into_iter().enumerate().zip(&mut kept) {
             let Some(read) = read else { continue };
-            let sketch = if kept.is_none() { sketch } else { &mut [] };
+            let sketch = kept.is_none();
             let copy = kept.as_mut().map(|exact| Copy {
                 span: exact.span,
                 values: &mut exact.values,
                 compare: false,
                 replace: true,
             });
-            let (update_sketch, update) = (<&mut [f32]>::default(), UpdateSums::default());
-            jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks: Vec::new(), update });
+            slices.push(slice);
+            jobs.push(ParameterJob { read, copy, update_sketch: false, sketch, tasks: Vec::new() });
         }
-        device.parameters(&mut jobs);
+        let found = queue.device.parameters(queue.stream, jobs);
         for (slice, exact) in kept.iter_mut().enumerate() {
             let Some(exact) = exact else { continue };
-            exact.measure(&**device);
+            queue.device.settle(&mut exact.values);
             exact.mantissa_bits = catalog.mantissa_bits(slice);
         }
         state.snapshot = Some(kept);
         state.anchor = Some(self.updates);
-        self.drain.send(Message::Snapshot(Box::new(SnapshotSketch { task, sketch, elements: sketched })));
+        let snapshot = SnapshotDraft { task, step: self.step.number, slices, elements: sketched, found };
+        self.drain.send(Message::Snapshot(Box::new(snapshot)));
         self.event(task, TaskEvent::Snapshot);
     }
 }
@@ -185,51 +242,41 @@ fn reference<'a>(task: &'a mut super::task::Task, batch: &PendingBatch) -> &'a m
     slot.get_or_insert_default()
 }
 
-/// What went wrong while gradients were added.
-struct Accumulated {
-    non_finite: u64,
-    /// An exact sum did not cover the indices of this batch and was given up.
-    dropped: bool,
-}
-
-/// Adds gradients to a reference.
+/// Adds gradients to a reference: a part of the batch. Whether an exact sum did not cover the indices of this batch and was
+/// given up.
 fn accumulate(
     catalog: &Catalog,
-    device: &dyn Device,
+    queue: &Queue,
     budget: &mut Budget,
     reference: &mut ExactReference,
     batch: &mut PendingBatch,
     reads: Vec<Option<SliceRead<'_>>>,
     scale: f64,
-) -> Accumulated {
+) -> bool {
     let mut dropped = false;
     reference.sums.resize_with(catalog.slices.len(), || None);
     batch.begun.resize(catalog.slices.len(), false);
     let is_first_batch = reference.batches == 0;
-    let mut jobs = Vec::new();
-    let slices = reads.into_iter().zip(&mut reference.sums).zip(&mut batch.begun);
-    for (((read, sum), begun), sketch) in slices.zip(catalog.split(&mut batch.sketch)) {
+    let (mut slices, mut jobs) = (Vec::new(), Vec::new());
+    for (((slice, read), sum), begun) in reads.into_iter().enumerate().zip(&mut reference.sums).zip(&mut batch.begun) {
         let Some(read) = read else { continue };
         let span = Span::of(read.segments);
         let is_first_part = !std::mem::replace(begun, true);
         if is_first_batch && is_first_part {
-            *sum = budget.allocate(read.segments);
+            *sum = budget.allocate(&queue.device, &read);
         } else if is_first_batch && let Some(old) = sum.take() {
             // Another part of a slice that is fed shard by shard.
-            *sum = budget.extend(old, read.segments);
+            *sum = budget.extend(queue, old, &read);
         }
         // A sum over other elements cannot take this batch: without it the mean would be wrong.
-        if let Some(old) = sum.take_if(|sum| !sum.span.contains(span) || !is_first_batch && !sum.covers(read.segments))
-        {
+        if let Some(old) = sum.take_if(|sum| !sum.span.contains(span) || !is_first_batch && !sum.covers(&read)) {
             budget.release([old]);
             dropped = true;
         }
-        let sum = sum.as_mut().map(|sum| {
-            let start = (span.start - sum.span.start) as usize;
-            (span, &mut sum.values[start..start + span.len()])
-        });
-        jobs.push(AccumulateJob { read, scale: scale as f32, sum, sketch, sums: GradientSums::default() });
+        let sum = sum.as_mut().map(|sum| (sum.span, &mut sum.values));
+        slices.push(slice);
+        jobs.push(AccumulateJob { read, scale: scale as f32, sum });
     }
-    device.accumulate(&mut jobs);
-    Accumulated { non_finite: jobs.iter().map(|job| job.sums.non_finite).sum(), dropped }
+    batch.parts.push(PartDraft { slices, found: queue.device.accumulate(queue.stream, jobs) });
+    dropped
 }

@@ -198,16 +198,19 @@ pub enum Fault {
     CatalogFull = 4,
     /// A reference or snapshot had to be dropped because bindings changed shape.
     Dropped = 5,
-    /// A pass over a probe was left out: with what waits and what is kept it is over `probe_budget`.
+    /// A pass over a probe was left out: with what waits and what is kept it is over `probe_budget`. Or the attention of a
+    /// layer in device memory was: its rows are no probabilities.
     ProbeLeftOut = 6,
     /// A pass over a probe was begun and not ended.
     ProbeAbandoned = 7,
     /// A curvature run ended before it was complete; the parameters are as they were before it.
     Curvature = 8,
+    /// What a device was asked for never came: the step, batch, snapshot or pass was left out.
+    Device = 9,
 }
 
 impl Fault {
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Overrun, "sampled steps left out, evaluation was behind"),
         (Self::NonFinite, "sampled steps with NaN or infinite values"),
         (Self::Abandoned, "steps begun and not ended"),
@@ -217,6 +220,7 @@ impl Fault {
         (Self::ProbeLeftOut, "passes over probes left out, no memory in probe_budget"),
         (Self::ProbeAbandoned, "passes over probes begun and not ended"),
         (Self::Curvature, "curvature runs given up before they were complete"),
+        (Self::Device, "steps, batches, snapshots and passes left out, what a device was asked for never came"),
     ];
 }
 

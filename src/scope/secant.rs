@@ -3,11 +3,14 @@
 //! The parameters move on with every step, so the drift that belongs to a refreshed reference is measured while its batches
 //! are added: one pass over the parameters at the 4th, 8th, 16th, … of them.
 
+use super::Front;
 use super::catalog::Catalog;
+use super::draft::Landing;
 use super::message::{Origin, SecantSlice, SecantSums, TaskId};
+use super::queue::Queue;
 use super::storage::Exact;
-use super::{Front, task::Task};
-use crate::device::{Device, ParameterJob, TaskJob, UpdateSums};
+use super::task::{ExactReference, Task};
+use crate::device::{Device, Lost, ParameterFound, ParameterJob, Pending, TaskJob};
 
 /// Fewer batches have next to no spread of their own.
 const FEWEST: u32 = 4;
@@ -20,58 +23,83 @@ pub fn is_milestone(batches: u32) -> bool {
 impl Front {
     /// The drift of a task whose reference at other weights has so many batches now; `None` if it is not the moment, or the
     /// frozen reference does not belong to the snapshot.
-    pub(super) fn secant(&mut self, task: TaskId, origin: Origin, batches: u32) -> Option<Box<SecantSums>> {
+    pub(super) fn secant(&mut self, task: TaskId, origin: Origin, batches: u32) -> Option<SecantDraft> {
         let state = &mut self.tasks.list[usize::from(task)];
         let is_anchored = state.frozen.as_ref().is_some_and(|frozen| state.is_anchor(frozen.epoch));
         let is_due = origin == Origin::Refreshed && is_milestone(batches) && is_anchored && state.snapshot.is_some();
         is_due.then(|| {
-            state.measure(&*self.device);
-            Box::new(measure(&self.catalog, &*self.device, state))
+            state.settle(&self.queue.device);
+            SecantDraft::new(&self.catalog, &self.queue, state)
         })
     }
 }
 
-fn measure(catalog: &Catalog, device: &dyn Device, task: &Task) -> SecantSums {
-    let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
-    let lacks_snapshot = |(slice, read): (usize, &Option<crate::device::SliceRead>)| {
-        read.is_some_and(|read| task.kept_snapshot(slice, read.segments).is_none())
-    };
-    let sketched: Vec<bool> = reads.iter().enumerate().map(lacks_snapshot).collect();
-    let mut sums = SecantSums {
-        sketch: vec![0.0; catalog.buckets],
-        weights: vec![0.0; if sketched.contains(&true) { catalog.buckets } else { 0 }],
-        slices: vec![None; catalog.slices.len()],
-    };
-    let mut jobs = Vec::new();
-    let mut measured = Vec::new();
-    let sketches = catalog.split(&mut sums.sketch).into_iter().zip(catalog.split(&mut sums.weights));
-    for ((slice, read), (drift_sketch, sketch)) in reads.into_iter().enumerate().zip(sketches) {
-        let Some(read) = read else { continue };
-        let snapshot = task.kept_snapshot(slice, read.segments).map(Exact::kept);
-        let ends = [task.kept_reference(slice, read.segments), task.kept_anchor(slice, read.segments)];
-        // Both ends are compared with the same drift, each in the place of the reference at the snapshot.
-        let [now, then] = ends.map(|end| TaskJob { anchor: end.map(Exact::kept), snapshot, ..TaskJob::default() });
-        let now = TaskJob { drift_sketch: if snapshot.is_some() { drift_sketch } else { &mut [] }, ..now };
-        let sketch = if sketched[slice] { sketch } else { &mut [] };
-        measured.push((slice, snapshot.is_some() && ends.iter().all(Option::is_some)));
-        jobs.push(ParameterJob {
-            read,
-            copy: None,
-            update_sketch: &mut [],
-            sketch,
-            tasks: vec![now, then],
-            update: UpdateSums::default(),
-        });
+/// The drift of a task that was asked for.
+#[derive(Debug)]
+pub struct SecantDraft {
+    measured: Vec<Measured>,
+    /// One per slice that is measured.
+    found: Pending<Vec<ParameterFound>>,
+    /// Batches of the reference of now, and of that at the snapshot.
+    batches: [f64; 2],
+}
+
+/// What is measured of one slice.
+#[derive(Debug)]
+struct Measured {
+    slice: usize,
+    /// There is no exact snapshot.
+    sketched: bool,
+    /// Snapshot and both references are exact.
+    exact: bool,
+}
+
+impl SecantDraft {
+    fn new(catalog: &Catalog, queue: &Queue, task: &Task) -> Self {
+        let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
+        let (mut measured, mut jobs) = (Vec::new(), Vec::new());
+        for (slice, read) in reads.into_iter().enumerate() {
+            let Some(read) = read else { continue };
+            let snapshot = task.kept_snapshot(slice, &read).map(Exact::kept);
+            let ends = [task.kept_reference(slice, &read), task.kept_anchor(slice, &read)];
+            let (sketched, exact) = (snapshot.is_none(), snapshot.is_some() && ends.iter().all(Option::is_some));
+            measured.push(Measured { slice, sketched, exact });
+            // Both ends are compared with the same drift, each in the place of the reference at the snapshot.
+            let [now, then] = ends.map(|end| TaskJob { anchor: end.map(Exact::kept), snapshot, ..TaskJob::default() });
+            let now = TaskJob { drift_sketch: snapshot.is_some(), ..now };
+            jobs.push(ParameterJob {
+                read,
+                copy: None,
+                update_sketch: false,
+                sketch: sketched,
+                tasks: vec![now, then],
+            });
+        }
+        let batches =
+            |reference: Option<&ExactReference>| reference.map_or(f64::NAN, |reference| f64::from(reference.batches));
+        Self {
+            measured,
+            found: queue.device.parameters(queue.stream, jobs),
+            batches: [task.refreshed.as_ref(), task.frozen.as_ref()].map(batches),
+        }
     }
-    device.parameters(&mut jobs);
-    let batches =
-        |reference: Option<&super::task::ExactReference>| reference.map_or(f64::NAN, |r| f64::from(r.batches));
-    let (now, then) = (batches(task.refreshed.as_ref()), batches(task.frozen.as_ref()));
-    let found = jobs.iter().map(|job| (job.update.count, job.tasks[0].drift, job.tasks[1].drift.reference_dot));
-    let found: Vec<_> = found.collect();
-    for ((slice, is_exact), (count, drift, anchor_dot)) in measured.into_iter().zip(found) {
-        let rise = drift.reference_dot / now - anchor_dot / then;
-        sums.slices[slice] = Some(SecantSlice { count, drift: drift.drift, rise: is_exact.then_some(rise) });
+
+    pub fn land(self, landing: &mut Landing) -> Result<SecantSums, Lost> {
+        let found = landing.wait(self.found)?;
+        let [now, then] = self.batches;
+        let mut sums = SecantSums {
+            sketch: landing.sketch(true),
+            weights: landing.sketch(self.measured.iter().any(|measured| measured.sketched)),
+            slices: vec![None; landing.slices()],
+        };
+        for (Measured { slice, exact, .. }, found) in self.measured.into_iter().zip(found) {
+            landing.add(&mut sums.weights, slice, &found.sketch);
+            let [end, anchor] = &found.tasks[..] else { continue };
+            landing.add(&mut sums.sketch, slice, &end.drift_sketch);
+            let rise = end.drift.reference_dot / now - anchor.drift.reference_dot / then;
+            let (count, drift) = (found.update.count, end.drift.drift);
+            sums.slices[slice] = Some(SecantSlice { count, drift, rise: exact.then_some(rise) });
+        }
+        Ok(sums)
     }
-    sums
 }

@@ -1,26 +1,34 @@
 //! What is kept exactly, within a budget; beyond it only sketches are kept.
 
-use crate::device::{Device, Kept, Segment, Span};
+use super::queue::Queue;
+use crate::device::{Device, Kept, Place, Segment, SliceRead, Span, Values};
+use std::collections::BTreeMap;
 
-/// Bytes that may be spent on exact references, snapshots and copies.
+/// Bytes that may be spent on exact references, snapshots and copies: so many in each place that tensors lie in.
 #[derive(Debug)]
 pub struct Budget {
+    limit: Limit,
+    accounts: BTreeMap<Place, Account>,
+}
+
+/// How much may be spent in one place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    Bytes(u64),
+    /// Of the memory of the place: 0 to 1.
+    Share(f64),
+}
+
+/// Bytes of one place.
+#[derive(Debug)]
+struct Account {
     limit: u64,
     used: u64,
 }
 
-impl Budget {
-    pub fn new(limit: u64) -> Self {
-        Self { limit, used: 0 }
-    }
-
-    /// Storage for the elements of a slice that `segments` reach, all zero, if the budget allows it.
-    pub fn allocate(&mut self, segments: &[Segment]) -> Option<Exact> {
-        self.allocate_span(Span::of(segments), elements(segments))
-    }
-
-    /// Sets bytes aside. On failure nothing is taken, and the bytes that are missing are returned.
-    pub fn reserve(&mut self, bytes: u64) -> Result<(), u64> {
+impl Account {
+    /// On failure nothing is taken, and the bytes that are missing are returned.
+    fn take(&mut self, bytes: u64) -> Result<(), u64> {
         let room = self.limit.saturating_sub(self.used);
         if bytes > room {
             return Err(bytes - room);
@@ -28,29 +36,68 @@ impl Budget {
         self.used += bytes;
         Ok(())
     }
+}
 
-    /// Gives back bytes that were set aside.
-    pub fn give_back(&mut self, bytes: u64) {
-        self.used -= bytes;
+impl Budget {
+    pub fn new(limit: Limit) -> Self {
+        Self { limit, accounts: BTreeMap::new() }
     }
 
-    fn allocate_span(&mut self, span: Span, elements: u64) -> Option<Exact> {
-        let bytes = 4 * span.len() as u64;
-        (self.used + bytes <= self.limit).then(|| {
-            self.used += bytes;
-            Exact { span, elements, mantissa_bits: 23, values: vec![0.0; span.len()], squares: 0.0, peak: 0.0 }
+    /// The device is asked for its memory when a place first occurs.
+    fn account(&mut self, device: &dyn Device, place: Place) -> &mut Account {
+        let limit = self.limit;
+        self.accounts.entry(place).or_insert_with(|| {
+            let limit = match limit {
+                Limit::Bytes(bytes) => bytes,
+                Limit::Share(share) => (device.memory_bytes(place) as f64 * share) as u64,
+            };
+            Account { limit, used: 0 }
         })
     }
 
-    /// Storage that reaches over `segments` as well, with the same values, if the budget allows it; else the old is
+    /// Storage for the elements of a slice that are read, all zero, where they can be compared with it, if the budget and
+    /// the device allow it.
+    pub fn allocate(&mut self, device: &dyn Device, read: &SliceRead) -> Option<Exact> {
+        self.allocate_span(device, read.memory.place, Span::of(read.segments), elements(read.segments))
+    }
+
+    /// Sets bytes of host memory aside. On failure nothing is taken, and the bytes that are missing are returned.
+    pub fn reserve(&mut self, device: &dyn Device, bytes: u64) -> Result<(), u64> {
+        self.account(device, Place::Host).take(bytes)
+    }
+
+    /// Gives back bytes of host memory that were set aside.
+    pub fn give_back(&mut self, bytes: u64) {
+        self.give_back_to(Place::Host, bytes);
+    }
+
+    fn give_back_to(&mut self, place: Place, bytes: u64) {
+        if let Some(account) = self.accounts.get_mut(&place) {
+            account.used -= bytes;
+        }
+    }
+
+    fn allocate_span(&mut self, device: &dyn Device, place: Place, span: Span, elements: u64) -> Option<Exact> {
+        let bytes = 4 * span.len() as u64;
+        self.account(device, place).take(bytes).ok()?;
+        let values = device.values(place, span.len());
+        if values.is_none() {
+            self.give_back_to(place, bytes);
+        }
+        values.map(|values| Exact { span, elements, mantissa_bits: 23, values })
+    }
+
+    /// Storage that reaches over what is read as well, with the same values, if the budget allows it; else the old is
     /// released.
-    pub fn extend(&mut self, old: Exact, segments: &[Segment]) -> Option<Exact> {
-        let part = Span::of(segments);
+    pub fn extend(&mut self, queue: &Queue, old: Exact, read: &SliceRead) -> Option<Exact> {
+        let part = Span::of(read.segments);
         let span = Span { start: old.span.start.min(part.start), end: old.span.end.max(part.end) };
-        let mut new = self.allocate_span(span, old.elements + elements(segments));
+        let elements = old.elements + elements(read.segments);
+        let is_there = old.values.place() == read.memory.place;
+        let mut new = is_there.then(|| self.allocate_span(&queue.device, read.memory.place, span, elements)).flatten();
         if let Some(new) = &mut new {
             let start = (old.span.start - span.start) as usize;
-            new.values[start..start + old.values.len()].copy_from_slice(&old.values);
+            queue.device.copy_values(queue.stream, &old.values, &mut new.values, start);
         }
         self.release([old]);
         new
@@ -58,7 +105,9 @@ impl Budget {
 
     /// Returns the bytes of storage that is no longer needed.
     pub fn release(&mut self, exact: impl IntoIterator<Item = Exact>) {
-        self.used -= exact.into_iter().map(|exact| 4 * exact.span.len() as u64).sum::<u64>();
+        for exact in exact {
+            self.give_back_to(exact.values.place(), 4 * exact.span.len() as u64);
+        }
     }
 }
 
@@ -75,25 +124,17 @@ pub struct Exact {
     elements: u64,
     /// Explicit mantissa bits of what was copied.
     pub mantissa_bits: i32,
-    pub values: Vec<f32>,
-    /// Σ v², as of the last [`measure`](Exact::measure).
-    pub squares: f64,
-    /// max |v|, likewise.
-    pub peak: f32,
+    pub values: Values,
 }
 
 impl Exact {
-    /// Brings `squares` and `peak` up to date.
-    pub fn measure(&mut self, device: &dyn Device) {
-        (self.squares, self.peak) = device.norm(&self.values);
-    }
-
-    /// Everything that `segments` reach is there, and no hole is taken for a value. Shards are told apart by their span and
-    /// their number of elements.
-    pub fn covers(&self, segments: &[Segment]) -> bool {
-        let (span, count) = (Span::of(segments), elements(segments));
+    /// Everything that is read is there, where it can be compared with it, and no hole is taken for a value. Shards are told
+    /// apart by their span and their number of elements.
+    pub fn covers(&self, read: &SliceRead) -> bool {
+        let (span, count) = (Span::of(read.segments), elements(read.segments));
         let is_dense = self.elements == self.span.len() as u64;
-        (span, count) == (self.span, self.elements) || is_dense && self.span.contains(span)
+        let is_there = self.values.place() == read.memory.place;
+        is_there && ((span, count) == (self.span, self.elements) || is_dense && self.span.contains(span))
     }
 
     /// It holds all of a slice of so many elements.
@@ -101,19 +142,9 @@ impl Exact {
         (self.span.start, self.span.len(), self.elements) == (0, elements, elements as u64)
     }
 
-    /// Σ v² over what `segments` reach, after [`measure`](Exact::measure).
-    pub fn squares_over(&self, segments: &[Segment], device: &dyn Device) -> f64 {
-        let span = Span::of(segments);
-        if span == self.span {
-            return self.squares;
-        }
-        let start = (span.start - self.span.start) as usize;
-        device.norm(&self.values[start..start + span.len()]).0
-    }
-
     /// The values as a device reads them.
     pub fn kept(&self) -> Kept<'_> {
-        Kept { span: self.span, values: &self.values, peak: self.peak }
+        Kept { span: self.span, values: &self.values }
     }
 }
 

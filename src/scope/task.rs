@@ -3,7 +3,7 @@
 use super::message::{Origin, ReferenceStep, TaskId};
 use super::probe::Base;
 use super::storage::{Budget, Exact};
-use crate::device::{Device, Segment};
+use crate::device::{Device, SliceRead};
 
 /// An exact reference: per slice the sum of batch gradients, where the budget allowed to keep it.
 #[derive(Debug, Default)]
@@ -12,8 +12,8 @@ pub struct ExactReference {
     pub epoch: u64,
     pub batches: u32,
     pub sums: Vec<Option<Exact>>,
-    /// Sums of squares and peaks are up to date.
-    measured: bool,
+    /// No sum was changed since its values were settled.
+    settled: bool,
 }
 
 impl ExactReference {
@@ -24,13 +24,13 @@ impl ExactReference {
     /// Counts a batch that was added to the sums.
     pub fn count_batch(&mut self) {
         self.batches += 1;
-        self.measured = false;
+        self.settled = false;
     }
 
-    /// Brings sums of squares up to date.
-    fn measure(&mut self, device: &dyn Device) {
-        if !std::mem::replace(&mut self.measured, true) {
-            self.sums.iter_mut().flatten().for_each(|sum| sum.measure(device));
+    /// Tells the device that sums stay as they are for now.
+    fn settle(&mut self, device: &dyn Device) {
+        if !std::mem::replace(&mut self.settled, true) {
+            self.sums.iter_mut().flatten().for_each(|sum| device.settle(&mut sum.values));
         }
     }
 }
@@ -98,9 +98,9 @@ impl Task {
         (slot.get_or_insert_with(|| ExactReference::new(epoch)), first)
     }
 
-    /// Brings sums of squares of the references up to date.
-    pub fn measure(&mut self, device: &dyn Device) {
-        self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.measure(device));
+    /// Before its references are compared with.
+    pub fn settle(&mut self, device: &dyn Device) {
+        self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.settle(device));
     }
 
     /// Its weights, as far as they are known, were left behind before `epoch` updates.
@@ -114,24 +114,24 @@ impl Task {
     }
 
     /// Exact reference of now for what is read of a slice.
-    pub fn kept_reference(&self, slice: usize, segments: &[Segment]) -> Option<&Exact> {
-        kept(&self.reference()?.sums, slice, segments)
+    pub fn kept_reference(&self, slice: usize, read: &SliceRead) -> Option<&Exact> {
+        kept(&self.reference()?.sums, slice, read)
     }
 
     /// Exact reference at the snapshot, likewise.
-    pub fn kept_anchor(&self, slice: usize, segments: &[Segment]) -> Option<&Exact> {
-        kept(&self.frozen.as_ref()?.sums, slice, segments)
+    pub fn kept_anchor(&self, slice: usize, read: &SliceRead) -> Option<&Exact> {
+        kept(&self.frozen.as_ref()?.sums, slice, read)
     }
 
     /// Exact snapshot, likewise.
-    pub fn kept_snapshot(&self, slice: usize, segments: &[Segment]) -> Option<&Exact> {
-        kept(self.snapshot.as_ref()?, slice, segments)
+    pub fn kept_snapshot(&self, slice: usize, read: &SliceRead) -> Option<&Exact> {
+        kept(self.snapshot.as_ref()?, slice, read)
     }
 }
 
 /// What is kept of a slice, if it covers all that is looked at: bindings may have changed since it was taken.
-fn kept<'a>(list: &'a [Option<Exact>], slice: usize, segments: &[Segment]) -> Option<&'a Exact> {
-    list.get(slice)?.as_ref().filter(|exact| exact.covers(segments))
+fn kept<'a>(list: &'a [Option<Exact>], slice: usize, read: &SliceRead) -> Option<&'a Exact> {
+    list.get(slice)?.as_ref().filter(|exact| exact.covers(read))
 }
 
 /// The tasks of a scope.

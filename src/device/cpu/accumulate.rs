@@ -1,9 +1,9 @@
 //! Adds gradients to references.
 
 use super::Cpu;
-use super::block::{Loaded, Staging, blocks, load, units, wave};
+use super::block::{Loaded, Staging, add, blocks, load, units, wave};
 use super::kernels::normalizer;
-use crate::device::{AccumulateJob, GradientSums, SliceRead, Span};
+use crate::device::{AccumulateFound, AccumulateJob, GradientSums, SliceRead, Span};
 use rayon::prelude::*;
 
 struct Unit<'a> {
@@ -15,22 +15,20 @@ struct Unit<'a> {
     sum: Option<&'a mut [f32]>,
 }
 
-/// Reads every gradient once and adds it, scaled, to the jobs' exact sums and sketches.
-pub(super) fn run(cpu: &Cpu, jobs: &mut [AccumulateJob]) {
-    // Apart from the jobs while units hold parts of them.
-    let mut sums: Vec<_> = jobs.iter_mut().map(|job| job.sum.take()).collect();
+/// Reads every gradient once and adds it, scaled, to the jobs' exact sums.
+pub(super) fn run(cpu: &Cpu, jobs: Vec<AccumulateJob>) -> Vec<AccumulateFound> {
+    let mut total: Vec<AccumulateFound> = jobs.iter().map(|_| AccumulateFound::default()).collect();
     let mut list: Vec<Unit> = Vec::with_capacity(jobs.len());
-    for ((index, job), sum) in jobs.iter().enumerate().zip(&mut sums) {
-        let span = Span::of(job.read.segments);
-        debug_assert!(sum.as_ref().is_none_or(|sum| sum.0 == span));
-        let mut rest = sum.as_mut().map(|sum| &mut *sum.1);
+    for (number, AccumulateJob { read, scale, sum }) in jobs.into_iter().enumerate() {
+        let span = Span::of(read.segments);
+        let mut rest = sum.and_then(|(of_sum, values)| {
+            debug_assert!(of_sum.contains(span));
+            let start = (span.start - of_sum.start) as usize;
+            values.host_mut().map(|host| &mut host.values[start..start + span.len()])
+        });
         for range in units(span) {
-            let sum = rest.take().map(|values| {
-                let (now, later) = values.split_at_mut(range.len());
-                rest = Some(later);
-                now
-            });
-            list.push(Unit { job: index, read: job.read, scale: job.scale, range, sum });
+            let sum = rest.as_mut().and_then(|rest| rest.split_off_mut(..range.len()));
+            list.push(Unit { job: number, read, scale, range, sum });
         }
     }
     // What is found is added on the pool's threads too: in their rounding mode, not the trainer's.
@@ -39,24 +37,19 @@ pub(super) fn run(cpu: &Cpu, jobs: &mut [AccumulateJob]) {
         while !rest.is_empty() {
             let (now, later) = rest.split_at_mut(wave(rest.iter().map(|unit| unit.read.layout.buckets)));
             let found: Vec<_> = now.par_iter_mut().map(|unit| unit.add(cpu)).collect();
-            for (unit, (sums, sketch)) in now.iter().zip(found) {
-                let job = &mut jobs[unit.job];
-                job.sums += sums;
-                for (total, bucket) in job.sketch.iter_mut().zip(&sketch) {
-                    *total += bucket;
-                }
+            for (unit, found) in now.iter().zip(found) {
+                total[unit.job].sums += found.sums;
+                add(&mut total[unit.job].sketch, found.sketch);
             }
             rest = later;
         }
     });
-    for (job, sum) in jobs.iter_mut().zip(sums) {
-        job.sum = sum;
-    }
+    total
 }
 
 impl Unit<'_> {
     /// Adds to the exact sum; returns the sums over the gradient as read, and the sketch of what was added.
-    fn add(&mut self, cpu: &Cpu) -> (GradientSums, Vec<f32>) {
+    fn add(&mut self, cpu: &Cpu) -> AccumulateFound {
         let (mut staging, mut clean, mut scaled) = (Staging::new(), Staging::new(), Staging::new());
         let mut sums = GradientSums::default();
         let mut sketch = vec![0.0; self.read.layout.buckets];
@@ -85,6 +78,6 @@ impl Unit<'_> {
             }
             sums += found;
         }
-        (sums, sketch)
+        AccumulateFound { sums, sketch }
     }
 }

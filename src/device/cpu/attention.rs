@@ -5,15 +5,16 @@
 //! the visible keys are read once.
 
 use super::Cpu;
-use crate::device::{AttentionJob, AttentionRow, AttentionSource, QueryKey, Strided};
+use crate::device::{AttentionFound, AttentionJob, AttentionRow, AttentionSource, QueryKey, Strided};
 use rayon::prelude::*;
 
-/// Fills the rows of every head. Returns how far from 1 the sum of a row was at worst; NaN if there is no number.
-pub(super) fn run(cpu: &Cpu, job: AttentionJob<'_>) -> f32 {
-    let AttentionJob { source, heads, rows, out, max_logits } = job;
+/// The rows of every head.
+pub(super) fn run(cpu: &Cpu, job: AttentionJob<'_>) -> AttentionFound {
+    let AttentionJob { source, heads, rows } = job;
+    let mut probabilities = vec![0.0; heads * rows.iter().map(|row| row.keys).sum::<usize>()];
     // One piece of the output per row.
     let mut pieces = Vec::with_capacity(rows.len());
-    let mut rest = out;
+    let mut rest = &mut probabilities[..];
     for row in rows {
         let (piece, later) = rest.split_at_mut(heads * row.keys);
         pieces.push((row, piece));
@@ -36,7 +37,7 @@ pub(super) fn run(cpu: &Cpu, job: AttentionJob<'_>) -> f32 {
         pieces.into_par_iter().map(row).collect()
     });
     let mut worst = 0.0f32;
-    max_logits.fill(f32::NAN);
+    let mut max_logits = vec![f32::NAN; heads];
     for (off, logits) in found {
         worst = if off.is_nan() || worst.is_nan() { f32::NAN } else { worst.max(off) };
         for (most, logit) in max_logits.iter_mut().zip(logits) {
@@ -44,7 +45,7 @@ pub(super) fn run(cpu: &Cpu, job: AttentionJob<'_>) -> f32 {
             *most = most.max(logit);
         }
     }
-    worst
+    AttentionFound { probabilities, max_logits, off: worst }
 }
 
 /// Reads pieces of memory into buffers of its own.

@@ -4,6 +4,7 @@
 //! is up to 4,096 elements on a chunk boundary. fp32 data that lies side by side is used where it is; everything else
 //! (other types, strided heads, ragged shards) is staged in a buffer that stays in the first-level cache.
 
+use super::Cpu;
 use super::kernels::{BLOCK, Kernels, NOWHERE};
 use crate::device::{GradientSums, Kept, SliceRead, Span};
 use crate::sketch::CHUNK;
@@ -50,6 +51,44 @@ pub fn blocks(unit: Span) -> impl Iterator<Item = Block> {
     let size = BLOCK as u64;
     (unit.start / size..unit.end.div_ceil(size))
         .map(move |block| Block { start: (block * size).max(unit.start), end: ((block + 1) * size).min(unit.end) })
+}
+
+/// Values that are kept in host memory.
+#[derive(Clone, Copy)]
+pub struct HostKept<'a> {
+    /// Indices of the slice that `values` covers.
+    pub span: Span,
+    pub values: &'a [f32],
+    /// Largest magnitude of `values`: keeps products of products inside the range of fp32.
+    pub peak: f32,
+    /// Σ v² over all of `values`.
+    squares: f64,
+}
+
+impl<'a> HostKept<'a> {
+    /// `None` for values in other memory, which nobody hands to this device.
+    pub fn new(kept: Kept<'a>) -> Option<Self> {
+        let host = kept.values.host()?;
+        Some(Self { span: kept.span, values: &host.values, peak: host.peak, squares: host.squares })
+    }
+
+    /// Σ v² over a part of the span: known of the whole, taken anew of less.
+    pub fn squares_over(&self, span: Span, cpu: &Cpu) -> f64 {
+        if span == self.span {
+            return self.squares;
+        }
+        let start = (span.start - self.span.start) as usize;
+        cpu.norm(&self.values[start..start + span.len()]).0
+    }
+}
+
+/// Adds a part of a sketch to the whole. The first part becomes the whole.
+pub fn add<T: Copy + std::ops::AddAssign>(total: &mut Vec<T>, part: Vec<T>) {
+    if total.is_empty() {
+        *total = part;
+    } else {
+        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+    }
 }
 
 /// A range of indices inside one aligned stretch of 4,096.
@@ -118,20 +157,26 @@ impl Block {
     }
 
     /// The block's elements of kept values, filled up to whole chunks with zeros.
-    pub fn kept<'s>(self, kept: &Kept<'s>, staging: &'s mut Staging) -> &'s [f32] {
+    pub fn kept<'s>(self, kept: &HostKept<'s>, staging: &'s mut Staging) -> &'s [f32] {
         let whole = self.whole_chunks();
         if whole.start >= kept.span.start && whole.end <= kept.span.end {
             let at = (whole.start - kept.span.start) as usize;
             return &kept.values[at..at + whole.len()];
         }
+        let (low, high) = (self.start.max(kept.span.start), self.end.min(kept.span.end));
         let values = &mut staging.0[..whole.len()];
         values.fill(0.0);
-        let (low, high) = (self.start.max(kept.span.start), self.end.min(kept.span.end));
         if low < high {
             let source = &kept.values[(low - kept.span.start) as usize..(high - kept.span.start) as usize];
             values[(low - whole.start) as usize..][..source.len()].copy_from_slice(source);
         }
         values
+    }
+
+    /// The block's own values, filled up to whole chunks with zeros.
+    pub fn filled_up<'s>(self, own: &'s [f32], staging: &'s mut Staging) -> &'s [f32] {
+        let kept = HostKept { span: Span { start: self.start, end: self.end }, values: own, peak: 0.0, squares: 0.0 };
+        self.kept(&kept, staging)
     }
 
     /// The part of `values` (whole chunks) that belongs to the block itself.

@@ -217,6 +217,8 @@ unsafe fn pair_of<V: Vector, const SCALED: bool>(x: &[f32], y: &[f32], scales: S
             conflicts: u64::from(conflicts),
             active: u64::from(active),
             dot_squares: fold(squares) / (scale * scale),
+            // Known of the reference as a whole, and not taken with every gradient.
+            reference_squares: 0.0,
         }
     }
 }

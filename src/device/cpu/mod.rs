@@ -16,7 +16,10 @@ mod pool;
 mod rows;
 mod vector;
 
-use crate::device::{AccumulateJob, AttentionJob, Device, GradientJob, ParameterJob, RowsJob};
+use crate::device::{
+    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GradientFound, GradientJob, ParameterFound,
+    ParameterJob, Pending, Place, RowsJob, Stream, Values,
+};
 use crate::sketch::{CHUNK, Layout};
 use block::{Block, Staging};
 use kernels::{Kernels, normalizer};
@@ -63,29 +66,8 @@ impl Cpu {
             (self.kernels.sketch_f64)(values, layout, block.first_chunk(), buckets);
         }
     }
-}
 
-impl Device for Cpu {
-    fn gradients(&self, jobs: &mut [GradientJob]) {
-        gradients::run(self, jobs);
-    }
-
-    fn accumulate(&self, jobs: &mut [AccumulateJob]) {
-        accumulate::run(self, jobs);
-    }
-
-    fn parameters(&self, jobs: &mut [ParameterJob]) {
-        parameters::run(self, jobs);
-    }
-
-    fn rows(&self, job: RowsJob) {
-        rows::run(self, job);
-    }
-
-    fn attention(&self, job: AttentionJob) -> f32 {
-        attention::run(self, job)
-    }
-
+    /// Σ v² and max |v|.
     fn norm(&self, values: &[f32]) -> (f64, f32) {
         let block = |values: &[f32]| {
             let mut staging = Staging::new();
@@ -104,8 +86,46 @@ impl Device for Cpu {
             blocks.into_iter().fold((0.0, 0.0), |(sum, peak), (squares, high)| (sum + squares, high.max(peak)))
         })
     }
+}
 
-    fn memory_bytes(&self) -> u64 {
+impl Device for Cpu {
+    fn values(&self, place: Place, len: usize) -> Option<Values> {
+        (place == Place::Host).then(|| Values::zeros(len))
+    }
+
+    fn copy_values(&self, _: Stream, source: &Values, target: &mut Values, at: usize) {
+        if let (Some(source), Some(target)) = (source.host(), target.host_mut()) {
+            target.values[at..at + source.values.len()].copy_from_slice(&source.values);
+        }
+    }
+
+    fn settle(&self, values: &mut Values) {
+        if let Some(host) = values.host_mut() {
+            (host.squares, host.peak) = self.norm(&host.values);
+        }
+    }
+
+    fn gradients(&self, _: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
+        Pending::ready(gradients::run(self, jobs))
+    }
+
+    fn accumulate(&self, _: Stream, jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
+        Pending::ready(accumulate::run(self, jobs))
+    }
+
+    fn parameters(&self, _: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
+        Pending::ready(parameters::run(self, jobs))
+    }
+
+    fn rows(&self, _: Stream, job: RowsJob) -> Pending<Vec<f32>> {
+        Pending::ready(rows::run(self, job))
+    }
+
+    fn attention(&self, _: Stream, job: AttentionJob) -> Pending<AttentionFound> {
+        Pending::ready(attention::run(self, job))
+    }
+
+    fn memory_bytes(&self, _: Place) -> u64 {
         host_memory_bytes()
     }
 }

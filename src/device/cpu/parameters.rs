@@ -1,11 +1,26 @@
 //! The fused pass over parameters: update, drift, sketches, copies.
 
 use super::Cpu;
-use super::block::{Block, Loaded, Staging, blocks, load, units, wave};
+use super::block::{Block, HostKept, Loaded, Staging, add, blocks, load, units, wave};
 use super::kernels::{NOWHERE, normalizer, normalizers};
-use crate::device::{DriftSums, Kept, PairSums, ParameterJob, Span, TaskJob, UpdateSums};
+use crate::device::{Copy, PairSums, ParameterFound, ParameterJob, SliceRead, Span, TaskFound, TaskJob, UpdateSums};
 use crate::sketch::Layout;
 use rayon::prelude::*;
+
+/// A slice, what it is measured against in host memory, and the sketches that are wanted.
+struct Slice<'a> {
+    read: SliceRead<'a>,
+    tasks: Vec<Task<'a>>,
+    update_sketch: bool,
+    sketch: bool,
+}
+
+struct Task<'a> {
+    reference: Option<HostKept<'a>>,
+    anchor: Option<HostKept<'a>>,
+    snapshot: Option<HostKept<'a>>,
+    drift_sketch: bool,
+}
 
 /// A range of one slice, and what of the library's copy it may write.
 struct Unit<'a> {
@@ -21,90 +36,98 @@ struct UnitCopy<'a> {
     replace: bool,
 }
 
-/// What was found in a unit, apart from the job, so that threads share nothing. Sketches that are not wanted are empty.
-struct Found {
-    update: UpdateSums,
-    update_sketch: Vec<f32>,
-    sketch: Vec<f64>,
-    tasks: Vec<FoundTask>,
-}
-
-struct FoundTask {
-    update: PairSums,
-    drift: DriftSums,
-    drift_sketch: Vec<f32>,
-}
-
-/// Reads every parameter once and fills the jobs' sums, sketches and copies.
-pub(super) fn run(cpu: &Cpu, jobs: &mut [ParameterJob]) {
-    // Apart from the jobs while units hold parts of them.
-    let mut copies: Vec<_> = jobs.iter_mut().map(|job| job.copy.take()).collect();
+/// Reads every parameter once and brings copies up to date.
+pub(super) fn run(cpu: &Cpu, jobs: Vec<ParameterJob>) -> Vec<ParameterFound> {
+    let mut slices = Vec::with_capacity(jobs.len());
     let mut list: Vec<Unit> = Vec::with_capacity(jobs.len());
-    for ((index, job), copy) in jobs.iter().enumerate().zip(&mut copies) {
-        let mut rest = copy.as_mut().map(|copy| (&mut *copy.values, copy.compare, copy.replace));
-        for range in units(Span::of(job.read.segments)) {
-            let copy = rest.take().map(|(values, compare, replace)| {
-                let (now, later) = values.split_at_mut(range.len());
-                rest = Some((later, compare, replace));
-                UnitCopy { values: now, compare, replace }
+    for (number, mut job) in jobs.into_iter().enumerate() {
+        let copy = job.copy.take();
+        slices.push(Slice::new(job, copy.as_ref().is_some_and(|copy| copy.compare)));
+        let mut rest = copy.and_then(|Copy { values, compare, replace, .. }| {
+            values.host_mut().map(|host| (&mut host.values[..], compare, replace))
+        });
+        for range in units(Span::of(slices[number].read.segments)) {
+            let copy = rest.as_mut().and_then(|(rest, compare, replace)| {
+                let values = rest.split_off_mut(..range.len())?;
+                Some(UnitCopy { values, compare: *compare, replace: *replace })
             });
-            list.push(Unit { job: index, range, copy });
+            list.push(Unit { job: number, range, copy });
         }
     }
     // What is found is added on the pool's threads too: in their rounding mode, not the trainer's.
     cpu.pool.install(|| {
+        let mut total: Vec<ParameterFound> = slices.iter().map(|slice| slice.nothing(cpu)).collect();
         let mut rest = &mut list[..];
         while !rest.is_empty() {
-            let (now, later) = rest.split_at_mut(wave(rest.iter().map(|unit| jobs[unit.job].read.layout.buckets)));
-            let found: Vec<_> = now.par_iter_mut().map(|unit| unit.measure(cpu, &jobs[unit.job])).collect();
+            let (now, later) = rest.split_at_mut(wave(rest.iter().map(|unit| slices[unit.job].read.layout.buckets)));
+            let found: Vec<_> = now.par_iter_mut().map(|unit| unit.measure(cpu, &slices[unit.job])).collect();
             for (unit, found) in now.iter().zip(found) {
-                found.add_to(&mut jobs[unit.job]);
+                merge(&mut total[unit.job], found);
             }
             rest = later;
         }
-    });
-    for (job, copy) in jobs.iter_mut().zip(copies) {
-        job.copy = copy;
+        total
+    })
+}
+
+fn merge(total: &mut ParameterFound, part: ParameterFound) {
+    total.update += part.update;
+    add(&mut total.update_sketch, part.update_sketch);
+    add(&mut total.sketch, part.sketch);
+    for (total, part) in total.tasks.iter_mut().zip(part.tasks) {
+        total.update += part.update;
+        total.drift += part.drift;
+        add(&mut total.drift_sketch, part.drift_sketch);
     }
 }
 
-impl Found {
-    fn add_to(self, job: &mut ParameterJob) {
-        job.update += self.update;
-        add(job.update_sketch, &self.update_sketch);
-        add(job.sketch, &self.sketch);
-        for (task, found) in job.tasks.iter_mut().zip(self.tasks) {
-            task.update += found.update;
-            task.drift += found.drift;
-            add(task.drift_sketch, &found.drift_sketch);
+impl<'a> Slice<'a> {
+    /// `compared`: there is a copy to compare with.
+    fn new(job: ParameterJob<'a>, compared: bool) -> Self {
+        let task = |task: TaskJob<'a>| Task {
+            // Only the update is paired with it.
+            reference: task.reference.filter(|_| compared).and_then(HostKept::new),
+            anchor: task.anchor.and_then(HostKept::new),
+            snapshot: task.snapshot.and_then(HostKept::new),
+            drift_sketch: task.drift_sketch && task.snapshot.is_some(),
+        };
+        Self {
+            read: job.read,
+            tasks: job.tasks.into_iter().map(task).collect(),
+            update_sketch: job.update_sketch && compared,
+            sketch: job.sketch,
         }
     }
-}
 
-fn add<T: Copy + std::ops::AddAssign>(total: &mut [T], part: &[T]) {
-    for (total, part) in total.iter_mut().zip(part) {
-        *total += *part;
+    /// What is known before anything is read.
+    fn nothing(&self, cpu: &Cpu) -> ParameterFound {
+        let span = Span::of(self.read.segments);
+        let task = |task: &Task| {
+            let reference_squares = task.reference.map_or(0.0, |kept| kept.squares_over(span, cpu));
+            TaskFound { update: PairSums { reference_squares, ..PairSums::default() }, ..TaskFound::default() }
+        };
+        ParameterFound { tasks: self.tasks.iter().map(task).collect(), ..ParameterFound::default() }
     }
 }
 
-/// An empty sketch of the length of one that is wanted, or of none.
-fn zeros<T: Copy + Default>(wanted: &[T]) -> Vec<T> {
-    vec![T::default(); wanted.len()]
+/// An empty sketch, or none if it is not wanted.
+fn zeros<T: Clone + Default>(wanted: bool, layout: &Layout) -> Vec<T> {
+    vec![T::default(); if wanted { layout.buckets } else { 0 }]
 }
 
 impl Unit<'_> {
-    fn measure(&mut self, cpu: &Cpu, job: &ParameterJob) -> Found {
-        let layout = &job.read.layout;
-        let mut found = Found {
+    fn measure(&mut self, cpu: &Cpu, slice: &Slice) -> ParameterFound {
+        let layout = &slice.read.layout;
+        let mut found = ParameterFound {
             update: UpdateSums::default(),
-            update_sketch: zeros(job.update_sketch),
-            sketch: zeros(job.sketch),
-            tasks: job.tasks.iter().map(FoundTask::new).collect(),
+            update_sketch: zeros(slice.update_sketch, layout),
+            sketch: zeros(slice.sketch, layout),
+            tasks: slice.tasks.iter().map(|task| task.nothing(layout)).collect(),
         };
         let mut buffers = Buffers::new();
         for block in blocks(self.range) {
             let Loaded { values, sums, next } =
-                load(block, &job.read, &cpu.kernels, [&mut buffers.staging, &mut buffers.clean]);
+                load(block, &slice.read, &cpu.kernels, [&mut buffers.staging, &mut buffers.clean]);
             found.update += UpdateSums {
                 count: sums.count,
                 non_finite: sums.non_finite,
@@ -114,15 +137,14 @@ impl Unit<'_> {
             if !found.sketch.is_empty() {
                 cpu.sketch_f64(layout, block, values, &mut found.sketch);
             }
-            for (task, found) in job.tasks.iter().zip(&mut found.tasks) {
-                found.add_drift(task, cpu, layout, block, values, [&mut buffers.other, &mut buffers.delta]);
+            for (task, found) in slice.tasks.iter().zip(&mut found.tasks) {
+                task.add_drift(found, cpu, layout, block, values, [&mut buffers.other, &mut buffers.delta]);
             }
             let Some(copy) = &mut self.copy else { continue };
             let at = (block.start - self.range.start) as usize;
             let kept = &mut copy.values[at..at + (block.end - block.start) as usize];
             if copy.compare {
-                let before = Kept { span: Span { start: block.start, end: block.end }, values: kept, peak: 0.0 };
-                let before = block.kept(&before, &mut buffers.other);
+                let before = block.filled_up(kept, &mut buffers.other);
                 let delta = &mut buffers.delta.0[..values.len()];
                 (cpu.kernels.difference)(values, before, delta);
                 let peak = f32::from_bits((cpu.kernels.peak)(delta));
@@ -133,7 +155,7 @@ impl Unit<'_> {
                     if !found.update_sketch.is_empty() {
                         cpu.sketch(layout, block, delta, &mut found.update_sketch, next);
                     }
-                    for (task, found) in job.tasks.iter().zip(&mut found.tasks) {
+                    for (task, found) in slice.tasks.iter().zip(&mut found.tasks) {
                         if let Some(reference) = &task.reference {
                             let values = block.kept(reference, &mut buffers.other);
                             found.update += (cpu.kernels.pair)(delta, values, normalizers(peak, reference.peak));
@@ -171,38 +193,38 @@ impl Buffers {
     }
 }
 
-impl FoundTask {
-    fn new(task: &TaskJob) -> Self {
-        Self { update: PairSums::default(), drift: DriftSums::default(), drift_sketch: zeros(task.drift_sketch) }
+impl Task<'_> {
+    fn nothing(&self, layout: &Layout) -> TaskFound {
+        TaskFound { drift_sketch: zeros(self.drift_sketch, layout), ..TaskFound::default() }
     }
 
     fn add_drift(
-        &mut self,
-        task: &TaskJob,
+        &self,
+        found: &mut TaskFound,
         cpu: &Cpu,
         layout: &Layout,
         block: Block,
         values: &[f32],
         [other, delta]: [&mut Staging; 2],
     ) {
-        let Some(snapshot) = &task.snapshot else { return };
+        let Some(snapshot) = &self.snapshot else { return };
         let old = block.kept(snapshot, other);
         let delta = &mut delta.0[..values.len()];
         (cpu.kernels.difference)(values, old, delta);
-        self.drift.snapshot += (cpu.kernels.squares)(old, normalizer(snapshot.peak));
+        found.drift.snapshot += (cpu.kernels.squares)(old, normalizer(snapshot.peak));
         let peak = f32::from_bits((cpu.kernels.peak)(delta));
         if peak == 0.0 {
             return;
         }
-        self.drift.drift += (cpu.kernels.squares)(delta, normalizer(peak));
+        found.drift.drift += (cpu.kernels.squares)(delta, normalizer(peak));
         saturate(delta, peak);
-        self.drift.drift_dot_snapshot += (cpu.kernels.dot)(delta, old, normalizers(peak, snapshot.peak));
-        if !self.drift_sketch.is_empty() {
-            cpu.sketch(layout, block, delta, &mut self.drift_sketch, NOWHERE);
+        found.drift.drift_dot_snapshot += (cpu.kernels.dot)(delta, old, normalizers(peak, snapshot.peak));
+        if !found.drift_sketch.is_empty() {
+            cpu.sketch(layout, block, delta, &mut found.drift_sketch, NOWHERE);
         }
-        if let Some(anchor) = &task.anchor {
+        if let Some(anchor) = &self.anchor {
             let values = block.kept(anchor, other);
-            self.drift.reference_dot += (cpu.kernels.dot)(delta, values, normalizers(peak, anchor.peak));
+            found.drift.reference_dot += (cpu.kernels.dot)(delta, values, normalizers(peak, anchor.peak));
         }
     }
 }

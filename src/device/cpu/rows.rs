@@ -8,16 +8,17 @@ use rayon::prelude::*;
 const ROWS: usize = 16;
 
 /// Copies every row, converted to fp32. Cost: one read and one write of the rows.
-pub(super) fn run(cpu: &Cpu, job: RowsJob<'_>) {
-    let RowsJob { memory, rows, runs, run_step, length, step, out } = job;
+pub(super) fn run(cpu: &Cpu, job: RowsJob<'_>) -> Vec<f32> {
+    let RowsJob { memory, rows, runs, run_step, length, step } = job;
     let width = runs * length;
-    debug_assert_eq!(out.len(), rows.len() * width);
+    // Pages come zeroed from the system, so they are written once.
+    let mut copied = vec![0.0; rows.len() * width];
     if width == 0 {
-        return;
+        return copied;
     }
     let widen = cpu.kernels.widen;
     cpu.pool.install(|| {
-        out.par_chunks_mut(width * ROWS).zip(rows.par_chunks(ROWS)).for_each(|(out, rows)| {
+        copied.par_chunks_mut(width * ROWS).zip(rows.par_chunks(ROWS)).for_each(|(out, rows)| {
             for (out, &row) in out.chunks_exact_mut(width).zip(rows) {
                 for (run, out) in out.chunks_exact_mut(length).enumerate() {
                     // SAFETY: the job's rows lie in memory that its owner promised to be readable during the call.
@@ -26,4 +27,5 @@ pub(super) fn run(cpu: &Cpu, job: RowsJob<'_>) {
             }
         });
     });
+    copied
 }

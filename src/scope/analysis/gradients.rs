@@ -146,12 +146,12 @@ impl Analysis {
             match step.pairs[index] {
                 Some(pair) if step.batches > 0.0 => {
                     let factor = scale / step.batches;
-                    result.dot = pair.sums.dot * factor;
+                    result.dot = pair.dot * factor;
                     result.reference_squares = pair.reference_squares / (step.batches * step.batches);
-                    result.conflicts = pair.sums.conflicts as f64;
-                    result.active = pair.sums.active as f64;
-                    result.opposing = pair.sums.opposing * factor;
-                    result.null_variance = pair.sums.dot_squares * factor * factor;
+                    result.conflicts = pair.conflicts as f64;
+                    result.active = pair.active as f64;
+                    result.opposing = pair.opposing * factor;
+                    result.null_variance = pair.dot_squares * factor * factor;
                     result.exact = 1;
                 }
                 _ => {

@@ -7,6 +7,7 @@ mod corrected;
 mod curvature;
 mod fisher;
 mod gradients;
+mod landing;
 mod outcomes;
 mod probes;
 mod publisher;
@@ -56,6 +57,8 @@ pub struct Analysis {
     /// exact copy.
     last_weights: Vec<f64>,
     last_sketched: Vec<bool>,
+    /// The ring says already what a device said when it failed.
+    told_of_device: bool,
 }
 
 /// What is kept of a task.
@@ -109,6 +112,7 @@ impl Analysis {
             results,
             last_weights: Vec::new(),
             last_sketched: Vec::new(),
+            told_of_device: false,
         }
     }
 
@@ -145,7 +149,7 @@ impl Analysis {
         }
     }
 
-    /// Everything but steps and the end.
+    /// Everything but the end.
     pub fn handle(&mut self, message: Message) {
         match message {
             Message::Name(entry) => self.publisher.name(&entry),
@@ -154,30 +158,34 @@ impl Analysis {
                 self.outcomes.add_metric(id, higher_is_better, is_loss)
             }
             Message::Task { task, event, step } => self.task_event(task, event, step),
-            Message::Reference(batch) => self.reference(*batch),
-            Message::Snapshot(snapshot) => self.snapshot(*snapshot),
+            Message::Reference(draft) => self.land_reference(*draft),
+            Message::Snapshot(draft) => {
+                if let Some(snapshot) = self.land(draft.step, |landing| draft.land(landing)) {
+                    self.snapshot(snapshot);
+                }
+            }
             Message::Curvature(sums) => self.curvature(&sums),
-            Message::Moved(mut movement) => self.moved(&mut movement),
+            Message::Moved { movement, step } => {
+                if let Some(movement) = self.land(step, |landing| movement.land(landing)) {
+                    self.moved(&movement);
+                }
+            }
+            Message::Step(draft) => {
+                if let Some(sums) = self.land(draft.step(), |landing| draft.land(landing)) {
+                    self.step(sums);
+                }
+            }
             Message::Evaluation { task, metric, value, step } => {
                 self.outcomes.record(&mut self.publisher, task, metric, value, step);
             }
-            Message::Fault { code, step } => {
-                // A step that was given up halfway has left its flags.
-                self.publisher.flags = 0;
-                self.publisher.fault(code, step);
-            }
-            Message::Probe(pass) => self.compute(Work::Pass(pass)),
+            Message::Fault { code, step } => self.fault(code, step),
+            Message::Probe(draft) => self.land_pass(*draft),
             Message::HeadEffect(effect) => {
                 let forgetting = self.outcomes.forgetting_of_loss(effect.task);
                 let trained = self.publisher.task;
                 self.compute(Work::Effect { effect, trained, forgetting });
             }
-            Message::ForgetBases(task) => {
-                self.tasks.entry(task).or_default().landscape = None;
-                if let Some(algebra) = &self.algebra {
-                    algebra.send(Work::Forget(task));
-                }
-            }
+            Message::ForgetBases(task) => self.forget_bases(task),
             Message::Records(records) => records.into_iter().for_each(|record| self.publisher.write(&record)),
             Message::Flush(answer) => match &self.algebra {
                 Some(algebra) => algebra.send(Work::Flush(answer)),
@@ -185,7 +193,21 @@ impl Analysis {
                 None => drop(answer.send(())),
             },
             Message::Flushed(answer) => drop(answer.send(())),
-            Message::Step(_) | Message::Close | Message::AlgebraEnded => unreachable!("handled by the thread's loop"),
+            Message::Close | Message::AlgebraEnded => unreachable!("handled by the thread's loop"),
+        }
+    }
+
+    fn fault(&mut self, code: u8, step: u64) {
+        // A step that was given up halfway has left its flags.
+        self.publisher.flags = 0;
+        self.publisher.fault(code, step);
+    }
+
+    /// What was kept of a task is no base any more.
+    fn forget_bases(&mut self, task: TaskId) {
+        self.tasks.entry(task).or_default().landscape = None;
+        if let Some(algebra) = &self.algebra {
+            algebra.send(Work::Forget(task));
         }
     }
 
@@ -234,22 +256,10 @@ impl Analysis {
     }
 
     fn reference(&mut self, batch: ReferenceBatch) {
-        let state = self.tasks.entry(batch.task).or_default();
-        let slot = match batch.origin {
-            Origin::Frozen => {
-                (state.refreshed, state.trailing) = (None, None);
-                &mut state.frozen
-            }
-            Origin::Refreshed => &mut state.refreshed,
-        };
-        if batch.first {
-            *slot = None;
-            if batch.origin == Origin::Frozen {
-                state.fisher_batches = 0;
-            }
-        }
+        let buckets = self.buckets;
+        let slot = self.reference_of(batch.task, batch.origin, batch.first);
         let batches = slot.get_or_insert_default();
-        batches.add(batch.sketch, batch.examples, self.buckets);
+        batches.add(batch.sketch, batch.examples, buckets);
         let is_looked_at = batches.extend_gram() && is_milestone(batches.list().len() as u32);
         self.publish_event(batch.task, TaskEvent::Reference, f64::from(batch.batches), batch.step);
         if is_looked_at {
@@ -260,18 +270,33 @@ impl Analysis {
         }
     }
 
-    fn snapshot(&mut self, mut snapshot: SnapshotSketch) {
-        if !snapshot.sketch.is_empty() {
-            snapshot.sketch.resize(self.buckets, 0.0);
+    /// The reference that a batch belongs to. `first`: the batch begins a new one.
+    fn reference_of(&mut self, task: TaskId, origin: Origin, first: bool) -> &mut Option<Batches> {
+        let state = self.tasks.entry(task).or_default();
+        let slot = match origin {
+            Origin::Frozen => {
+                (state.refreshed, state.trailing) = (None, None);
+                &mut state.frozen
+            }
+            Origin::Refreshed => &mut state.refreshed,
+        };
+        if first {
+            *slot = None;
+            if origin == Origin::Frozen {
+                state.fisher_batches = 0;
+            }
         }
+        slot
+    }
+
+    fn snapshot(&mut self, snapshot: SnapshotSketch) {
         let state = self.tasks.entry(snapshot.task).or_default();
         (state.path, state.path_steps) = (0.0, 0);
         state.snapshot = Some(snapshot);
     }
 
     /// Adds what the parameters moved along each task's reference since they were last read.
-    fn moved(&mut self, movement: &mut Movement) {
-        movement.resize(self.slices.len(), self.buckets);
+    fn moved(&mut self, movement: &Movement) {
         self.last_weights.resize(self.buckets, 0.0);
         self.last_sketched.resize(self.slices.len(), false);
         for along in &movement.tasks {
@@ -308,16 +333,15 @@ impl Analysis {
     }
 
     /// A sampled step.
-    pub fn step(&mut self, mut sums: StepSums) {
+    fn step(&mut self, mut sums: StepSums) {
         self.publisher.time_ns = sums.time_ns;
         self.publisher.step = sums.step;
         self.publisher.flags = sums.flags;
-        sums.resize(self.slices.len(), self.buckets);
         for step in &sums.references {
             self.tasks.entry(step.task).or_default().origin = step.origin;
         }
-        let mut movement = std::mem::take(&mut sums.movement);
-        self.moved(&mut movement);
+        let movement = std::mem::take(&mut sums.movement);
+        self.moved(&movement);
         self.gradients(&sums);
         if sums.applied {
             self.weights(&mut sums, &movement.weights);

@@ -133,9 +133,9 @@ impl Analysis {
                 };
                 match step.updates[index] {
                     Some(pair) if step.batches > 0.0 => {
-                        result.dot = pair.sums.dot / step.batches;
+                        result.dot = pair.dot / step.batches;
                         result.reference_squares = pair.reference_squares / (step.batches * step.batches);
-                        result.null_variance = pair.sums.dot_squares / (step.batches * step.batches);
+                        result.null_variance = pair.dot_squares / (step.batches * step.batches);
                         result.exact = 1;
                     }
                     _ => result.null_variance = dot_squares(mean, update),

@@ -181,14 +181,14 @@ impl Front {
             snapshot: state.and_then(|state| state.snapshot.as_deref()),
             eigenvectors: known.and_then(|id| self.curvature.kept.get(&id)),
         };
-        let run = Run::new(settings, space, &earlier, &mut self.budget, is_base);
+        let run = Run::new(settings, space, &earlier, &self.queue.device, &mut self.budget, is_base);
         let mut run = run.map_err(|missing| {
             Error::Config(format!(
                 "budget_bytes: {missing} bytes are missing for copies of the parameters and vectors as long as they are; \
                  raise FGS_BUDGET_BYTES or FGS_REFERENCE_BUDGET"
             ))
         })?;
-        let copied = run.keep_originals(&self.catalog, &*self.device).and_then(|bad| match bad {
+        let copied = run.keep_originals(&self.catalog, &self.queue.device).and_then(|bad| match bad {
             0 => self.task(task),
             bad => Err(invalid!("fgs_curvature_begin: {bad} parameters are not finite")),
         });
@@ -204,7 +204,7 @@ impl Front {
 
     /// Moves the parameters and says what is wanted there.
     pub fn curvature_next(&mut self) -> Result<Request> {
-        let Self { curvature, tasks, device, .. } = self;
+        let Self { curvature, tasks, queue, .. } = self;
         let Curvature { state, kept } = curvature;
         let run = match state {
             State::Running(run) if run.is_waiting => {
@@ -219,7 +219,7 @@ impl Front {
         };
         let task = run.sums.task;
         let snapshot = tasks.list[usize::from(task)].snapshot.as_deref();
-        let request = run.request(&**device, &Earlier { snapshot, eigenvectors: kept.get(&task) });
+        let request = run.request(&queue.device, &Earlier { snapshot, eigenvectors: kept.get(&task) });
         if request.want == Want::Done {
             self.complete_curvature();
         }
@@ -229,7 +229,7 @@ impl Front {
     /// Takes the loss, and the bound gradients times `scale`, at the parameters as they are now.
     pub fn curvature_submit(&mut self, loss: f64, scale: f64) -> Result<()> {
         check_scale(scale)?;
-        let Self { curvature, catalog, device, .. } = self;
+        let Self { curvature, catalog, queue, .. } = self;
         let run = match &mut curvature.state {
             State::Running(run) if run.is_waiting => run,
             State::Running(_) | State::Complete(_) => {
@@ -240,7 +240,7 @@ impl Front {
             State::Idle => return Err(no_run("fgs_curvature_submit")),
         };
         let bad = if loss.is_finite() {
-            match run.accept(catalog, &**device, loss, scale)? {
+            match run.accept(catalog, &queue.device, loss, scale)? {
                 None => return Ok(()),
                 Some(Ended::Complete) => {
                     self.complete_curvature();
@@ -263,7 +263,7 @@ impl Front {
     /// Puts the parameters back and forgets a run that is not complete.
     pub fn give_up_curvature(&mut self) {
         if let State::Running(run) = std::mem::take(&mut self.curvature.state) {
-            run.restore(&*self.device);
+            run.restore(&self.queue.device);
             self.budget.give_back(run.reserved);
             self.fault(Fault::Curvature);
         }
@@ -295,7 +295,7 @@ impl Front {
     /// Puts the parameters back and hands over what was found.
     fn complete_curvature(&mut self) {
         let State::Running(run) = std::mem::take(&mut self.curvature.state) else { return };
-        run.restore(&*self.device);
+        run.restore(&self.queue.device);
         let (reserved, is_base) = (run.reserved, run.is_base);
         let (_, total) = run.progress();
         let (eigenvectors, sums) = run.finish();

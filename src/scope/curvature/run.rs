@@ -58,6 +58,7 @@ impl Run {
         settings: Settings,
         space: Space,
         earlier: &Earlier,
+        device: &dyn Device,
         budget: &mut Budget,
         is_base: bool,
     ) -> std::result::Result<Self, u64> {
@@ -82,10 +83,10 @@ impl Run {
         let least = (4 * one).max(one + hutch.max().unwrap_or(0));
         let whole = least.max((2 + u64::from(counts.steps.max(2))) * one);
         let wanted = if is_base { settings.eigenvectors.min(counts.steps) as usize } else { 0 };
-        let with_basis = (0..=wanted).rev().find(|&kept| budget.reserve(whole + kept as u64 * one).is_ok());
+        let with_basis = (0..=wanted).rev().find(|&kept| budget.reserve(device, whole + kept as u64 * one).is_ok());
         let (kept, keeps_basis, reserved) = match with_basis {
             Some(kept) => (kept, true, whole + kept as u64 * one),
-            None => budget.reserve(least).map(|()| (0, false, least))?,
+            None => budget.reserve(device, least).map(|()| (0, false, least))?,
         };
         let sums = CurvatureSums {
             elements: space.elements as f64,

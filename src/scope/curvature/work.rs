@@ -37,10 +37,10 @@ pub struct Earlier<'a> {
 }
 
 impl Earlier<'_> {
-    /// The exact snapshot of all of a part, if there is one.
+    /// The exact snapshot of all of a part, if there is one in host memory.
     pub fn snapshot_of(&self, part: &Part) -> Option<&[f32]> {
         let exact = self.snapshot?.get(part.slice)?.as_ref()?;
-        exact.is_whole(part.range.len()).then_some(&exact.values[..])
+        exact.values.host().filter(|_| exact.is_whole(part.range.len())).map(|host| &host.values[..])
     }
 }
 

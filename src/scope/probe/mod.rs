@@ -17,9 +17,10 @@ mod sampling;
 pub use attention::{Attention, Mask};
 pub use memory::{Lease, ProbeMemory};
 pub use open::{OpenPass, Outputs};
-pub use pass::{AttentionPass, LayerPass, OutputsPass, Pass, Purpose, RouterPass};
+pub use pass::{AttentionPass, LayerPass, OutputsPass, Pass, PassDraft, Purpose, RouterPass};
 
 use super::message::{HeadEffect, Message, TaskId};
+use super::queue::Queue;
 use super::schema::Fault;
 use super::{Error, Front, Result, error::invalid};
 use crate::device::Strided;
@@ -94,14 +95,14 @@ impl Front {
 
     /// Hidden states of a layer: tokens × width, the residual stream after the layer.
     pub fn probe_hidden(&mut self, layer: u32, hidden: Strided) -> Result<()> {
-        let (pass, memory, device) = self.open_pass("fgs_probe_hidden")?;
-        pass.hidden(layer, hidden, device, memory)
+        let (pass, memory, queue) = self.open_pass("fgs_probe_hidden")?;
+        pass.hidden(layer, hidden, queue, memory)
     }
 
     /// Attention of a layer.
     pub fn probe_attention(&mut self, layer: u32, attention: Attention) -> Result<()> {
-        let (pass, memory, device) = self.open_pass("fgs_probe_attention")?;
-        pass.attention(layer, attention, device, memory)
+        let (pass, memory, queue) = self.open_pass("fgs_probe_attention")?;
+        pass.attention(layer, attention, queue, memory)
     }
 
     /// What the heads of a layer put out, before the output projection: tokens × heads × width. `projection`: model width ×
@@ -109,14 +110,14 @@ impl Front {
     pub fn probe_head_output(&mut self, layer: u32, outputs: Outputs) -> Result<()> {
         let bound = || self.catalog.output_projection(layer, outputs.heads, outputs.first_head);
         let projection = outputs.projection.or_else(bound);
-        let (pass, memory, device) = self.open_pass("fgs_probe_head_output")?;
-        pass.outputs(layer, Outputs { projection, ..outputs }, device, memory)
+        let (pass, memory, queue) = self.open_pass("fgs_probe_head_output")?;
+        pass.outputs(layer, Outputs { projection, ..outputs }, queue, memory)
     }
 
     /// What a router puts out: tokens × experts, before the softmax; `top_k` experts are chosen.
     pub fn probe_router(&mut self, layer: u32, logits: Strided, top_k: u32) -> Result<()> {
-        let (pass, memory, device) = self.open_pass("fgs_probe_router")?;
-        pass.router(layer, logits, top_k, device, memory)
+        let (pass, memory, queue) = self.open_pass("fgs_probe_router")?;
+        pass.router(layer, logits, top_k, queue, memory)
     }
 
     /// The pass is complete.
@@ -130,7 +131,8 @@ impl Front {
             self.fault(Fault::ProbeLeftOut);
             return Ok(());
         }
-        let (pass, shapes) = pass.finish()?;
+        let (draft, shapes) = pass.finish()?;
+        let pass = &draft.pass;
         let state = &mut self.tasks.list[usize::from(pass.task)];
         match (pass.purpose, &state.base) {
             (Purpose::Base, _) => state.base = Some(Base { epoch: pass.epoch, shapes }),
@@ -144,7 +146,7 @@ impl Front {
             }
             _ => {}
         }
-        self.drain.send(Message::Probe(Box::new(pass)));
+        self.drain.send(Message::Probe(Box::new(draft)));
         Ok(())
     }
 
@@ -178,9 +180,9 @@ impl Front {
         }
     }
 
-    fn open_pass(&mut self, function: &str) -> Result<(&mut OpenPass, &ProbeMemory, &dyn crate::device::Device)> {
+    fn open_pass(&mut self, function: &str) -> Result<(&mut OpenPass, &ProbeMemory, &Queue)> {
         let pass = self.probe.as_mut().ok_or_else(|| no_pass(function))?;
-        Ok((pass, &self.probe_memory, &*self.device))
+        Ok((pass, &self.probe_memory, &self.queue))
     }
 }
 

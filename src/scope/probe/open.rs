@@ -2,19 +2,17 @@
 
 use super::attention::Attention;
 use super::memory::{Lease, ProbeMemory};
-use super::pass::{AttentionPass, LayerPass, OutputsPass, Pass, Purpose, RouterPass};
+use super::pass::{
+    AttentionDraft, LayerDraft, MatrixDraft, OutputsDraft, Pass, PassDraft, Purpose, RouterDraft, RowsDraft,
+    are_probabilities,
+};
 use super::sampling::{Token, choose};
-use crate::device::{AttentionJob, AttentionRow, Device, RowsJob, Strided};
+use crate::device::{AttentionJob, AttentionRow, Device, Pending, RowsJob, Strided};
 use crate::scope::message::TaskId;
+use crate::scope::queue::Queue;
 use crate::scope::{Options, Result, error::invalid};
-use crate::stats::attention::Rows;
-use ndarray::Array2;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// The sum of a row of probabilities may be this far from 1: bfloat16 probabilities sum to 1 ± 2⁻⁸; a wrong scale, mask or
-/// layout, or dropout, is far beyond it.
-const ROW_SUM_TOLERANCE: f32 = 0.02;
 
 /// A pass between its begin and its end.
 #[derive(Debug)]
@@ -45,11 +43,11 @@ struct Layer {
     outputs: Grown,
     heads: u32,
     first_head: u32,
-    projection: Option<Array2<f32>>,
+    projection: Option<MatrixDraft>,
     router: Grown,
     top_k: u32,
     attention: Grown,
-    attention_rows: Option<AttentionPass>,
+    attention_rows: Option<AttentionDraft>,
 }
 
 /// Rows that grow batch by batch.
@@ -57,7 +55,7 @@ struct Layer {
 struct Grown {
     batches: usize,
     width: usize,
-    values: Vec<f32>,
+    values: Vec<Pending<Vec<f32>>>,
 }
 
 impl Grown {
@@ -87,8 +85,8 @@ impl Grown {
         self.width = width as usize;
     }
 
-    fn into_array(self, tokens: usize) -> Option<Array2<f32>> {
-        if self.batches == 0 { None } else { Array2::from_shape_vec((tokens, self.width), self.values).ok() }
+    fn into_draft(self) -> Option<RowsDraft> {
+        (self.batches > 0).then_some(RowsDraft { width: self.width, batches: self.values })
     }
 }
 
@@ -143,7 +141,7 @@ impl OpenPass {
         Ok(())
     }
 
-    pub fn hidden(&mut self, layer: u32, hidden: Strided, device: &dyn Device, memory: &ProbeMemory) -> Result<()> {
+    pub fn hidden(&mut self, layer: u32, hidden: Strided, queue: &Queue, memory: &ProbeMemory) -> Result<()> {
         let view = self.by_token(hidden, "tensor")?;
         let &[_, _, width] = view.shape() else {
             return Err(invalid!("tensor.shape: {:?} is not tokens × width", hidden.shape()));
@@ -154,12 +152,12 @@ impl OpenPass {
         let bytes = width.checked_mul(4).and_then(|bytes| (bytes + 8 * rows.min(width) + 8 * rows).checked_mul(rows));
         let part: Part = |layer| &mut layer.hidden;
         if self.admit(layer, "hidden states", part, width, bytes, memory)? {
-            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, device);
+            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, queue);
         }
         Ok(())
     }
 
-    pub fn outputs(&mut self, layer: u32, given: Outputs, device: &dyn Device, memory: &ProbeMemory) -> Result<()> {
+    pub fn outputs(&mut self, layer: u32, given: Outputs, queue: &Queue, memory: &ProbeMemory) -> Result<()> {
         let Outputs { heads, first_head, outputs, projection } = given;
         let mut view = self.by_token(outputs, "outputs")?;
         if view.shape().len() == 3 {
@@ -192,11 +190,11 @@ impl OpenPass {
         let bytes = rows.checked_add(weights).and_then(|rows| rows.checked_mul(total)).and_then(|n| n.checked_mul(4));
         let part: Part = |layer| &mut layer.outputs;
         if self.admit(layer, "head outputs", part, total, bytes, memory)? {
-            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, device);
+            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, queue);
             let known = self.layers.entry(layer).or_default();
             (known.heads, known.first_head) = (heads, first_head);
             if let Some(view) = projection {
-                known.projection = Some(matrix(&view, device));
+                known.projection = Some(matrix(&view, queue));
             }
         }
         Ok(())
@@ -207,7 +205,7 @@ impl OpenPass {
         layer: u32,
         logits: Strided,
         top_k: u32,
-        device: &dyn Device,
+        queue: &Queue,
         memory: &ProbeMemory,
     ) -> Result<()> {
         let view = self.by_token(logits, "logits")?;
@@ -224,19 +222,13 @@ impl OpenPass {
         let bytes = experts.checked_mul(4 * self.batch.tokens.len() as u64);
         let part: Part = |layer| &mut layer.router;
         if self.admit(layer, "router logits", part, experts, bytes, memory)? {
-            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, device);
+            copy(&mut self.layers, layer, part, &self.batch.tokens, &view, queue);
             self.layers.entry(layer).or_default().top_k = top_k;
         }
         Ok(())
     }
 
-    pub fn attention(
-        &mut self,
-        layer: u32,
-        attention: Attention,
-        device: &dyn Device,
-        memory: &ProbeMemory,
-    ) -> Result<()> {
+    pub fn attention(&mut self, layer: u32, attention: Attention, queue: &Queue, memory: &ProbeMemory) -> Result<()> {
         if self.shapes.is_empty() {
             return Err(no_batch());
         }
@@ -251,41 +243,36 @@ impl OpenPass {
             self.batch.queries.iter().map(|&token| attention.row(token, length, keys)).collect();
         let visible = rows.iter().try_fold(0u64, |sum, row| sum.checked_add(row.keys as u64));
         let bytes = visible.and_then(|keys| keys.checked_mul(heads)).and_then(|values| values.checked_mul(4));
-        // Computed before anything is changed: only then it is known whether the rows are probabilities.
+        // Asked for before anything is changed: rows that are no probabilities are refused if that is seen at once.
         let part: Part = |layer| &mut layer.attention;
         self.check_next(layer, "attention rows", part, heads)?;
         if !self.reserve(memory, bytes) {
             return Ok(());
         }
-        let count = bytes.unwrap_or_default() as usize / 4;
-        let (mut values, mut max_logits) = (vec![0.0; count], vec![f32::NAN; heads as usize]);
-        let (out, source) = (&mut values[..], attention.source);
-        let job = AttentionJob { source, heads: heads as usize, rows: &rows, out, max_logits: &mut max_logits };
-        let off = device.attention(job);
-        if off > ROW_SUM_TOLERANCE {
-            memory.give_back(&mut self.lease, 4 * count as u64);
-            return Err(invalid!(
-                "attention: the probabilities of a row sum to 1 ± {off}; scale, mask, log_sum_exp or layout do not fit what \
-                 the trainer computes, or dropout is on"
-            ));
-        }
+        let job = AttentionJob { source: attention.source, heads: heads as usize, rows: &rows };
+        let found = match queue.device.attention(queue.stream, job).now() {
+            Ok(found) if !are_probabilities(&found) => {
+                memory.give_back(&mut self.lease, bytes.unwrap_or_default());
+                return Err(invalid!(
+                    "attention: the probabilities of a row sum to 1 ± {}; scale, mask, log_sum_exp or layout do not fit \
+                     what the trainer computes, or dropout is on",
+                    found.off
+                ));
+            }
+            Ok(found) => Pending::ready(found),
+            // Whether they are probabilities is seen when they land.
+            Err(landing) => landing,
+        };
         let known = self.layers.entry(layer).or_default();
         known.attention.grow(heads);
-        let keys = rows.iter().map(|row| row.keys);
-        match &mut known.attention_rows {
-            None => {
-                let (heads, keys) = (heads as usize, keys.collect());
-                let rows = Rows { heads, keys, probabilities: values, max_logits };
-                known.attention_rows = Some(AttentionPass { first_head: attention.first_head, rows });
-            }
-            Some(known) => {
-                known.rows.keys.extend(keys);
-                known.rows.probabilities.append(&mut values);
-                for (most, logit) in known.rows.max_logits.iter_mut().zip(max_logits) {
-                    *most = most.max(logit);
-                }
-            }
-        }
+        let draft = known.attention_rows.get_or_insert_with(|| AttentionDraft {
+            first_head: attention.first_head,
+            heads: heads as usize,
+            keys: Vec::new(),
+            batches: Vec::new(),
+        });
+        draft.keys.extend(rows.iter().map(|row| row.keys));
+        draft.batches.push(found);
         Ok(())
     }
 
@@ -322,20 +309,20 @@ impl OpenPass {
     }
 
     /// The complete pass and the shapes of its batches.
-    pub fn finish(self) -> Result<(Pass, Vec<(u64, u64)>)> {
+    pub fn finish(self) -> Result<(PassDraft, Vec<(u64, u64)>)> {
         let Self { mut pass, lease, shapes, layers, .. } = self;
         pass.lease = Arc::new(lease);
-        let tokens = pass.sequences.len();
         if shapes.is_empty() || layers.is_empty() {
             return Err(invalid!("fgs_probe_end: nothing was handed over in this pass"));
         }
+        let mut drafts = Vec::with_capacity(layers.len());
         for (number, layer) in layers {
             if let (Some(projection), true) = (&layer.projection, layer.hidden.batches > 0)
-                && projection.nrows() != layer.hidden.width
+                && projection.rows != layer.hidden.width
             {
                 return Err(invalid!(
                     "fgs_probe_end: the output projection of layer {number} leads to {} values, its hidden states have {}",
-                    projection.nrows(),
+                    projection.rows,
                     layer.hidden.width
                 ));
             }
@@ -347,17 +334,17 @@ impl OpenPass {
                 ));
             }
             let (heads, first_head, projection) = (layer.heads as usize, layer.first_head, layer.projection);
-            let outputs = layer.outputs.into_array(tokens);
-            let logits = layer.router.into_array(tokens);
-            let found = LayerPass {
-                hidden: layer.hidden.into_array(tokens),
+            let outputs = layer.outputs.into_draft();
+            let logits = layer.router.into_draft();
+            let draft = LayerDraft {
+                hidden: layer.hidden.into_draft(),
                 attention: layer.attention_rows,
-                outputs: outputs.map(|outputs| OutputsPass { first_head, heads, outputs, projection }),
-                router: logits.map(|logits| RouterPass { top_k: layer.top_k as usize, logits }),
+                outputs: outputs.map(|outputs| OutputsDraft { first_head, heads, outputs, projection }),
+                router: logits.map(|logits| RouterDraft { top_k: layer.top_k as usize, logits }),
             };
-            pass.layers.insert(number, found);
+            drafts.push((number, draft));
         }
-        Ok((pass, shapes))
+        Ok((PassDraft { pass, layers: drafts }, shapes))
     }
 
     /// The view with the batch's sequences and positions as its first two dimensions.
@@ -412,14 +399,11 @@ fn check_heads(first: u32, count: u64) -> Result<()> {
 }
 
 /// All of a matrix.
-fn matrix(view: &Strided, device: &dyn Device) -> Array2<f32> {
-    let (count, length, step) = (view.shape()[0], view.shape()[1] as usize, view.strides()[1]);
+fn matrix(view: &Strided, queue: &Queue) -> MatrixDraft {
+    let (count, columns, step) = (view.shape()[0], view.shape()[1] as usize, view.strides()[1]);
     let rows: Vec<i64> = (0..count).map(|row| view.offset(&[row])).collect();
-    let mut matrix = Array2::zeros((rows.len(), length));
-    if let Some(out) = matrix.as_slice_mut() {
-        device.rows(RowsJob { memory: view.memory, rows: &rows, runs: 1, run_step: 0, length, step, out });
-    }
-    matrix
+    let job = RowsJob { memory: view.memory, rows: &rows, runs: 1, run_step: 0, length: columns, step };
+    MatrixDraft { rows: rows.len(), columns, values: queue.device.rows(queue.stream, job) }
 }
 
 fn no_batch() -> crate::scope::Error {
@@ -427,29 +411,14 @@ fn no_batch() -> crate::scope::Error {
 }
 
 /// Copies the sampled tokens of a view whose first two dimensions are sequences and positions.
-fn copy(
-    layers: &mut BTreeMap<u32, Layer>,
-    layer: u32,
-    part: Part,
-    tokens: &[Token],
-    view: &Strided,
-    device: &dyn Device,
-) {
-    let grown = part(layers.entry(layer).or_default());
+fn copy(layers: &mut BTreeMap<u32, Layer>, layer: u32, part: Part, tokens: &[Token], view: &Strided, queue: &Queue) {
     let (runs, run_step, length, step) = match (view.shape(), view.strides()) {
         (&[_, _, runs, length], &[_, _, run_step, step]) => (runs as usize, run_step, length as usize, step),
         (&[_, _, length], &[_, _, step]) => (1, 0, length as usize, step),
         _ => unreachable!("checked by the callers"),
     };
     let rows: Vec<i64> = tokens.iter().map(|token| view.offset(&[token.sequence, token.position])).collect();
-    let start = grown.values.len();
-    let end = start + rows.len() * grown.width;
-    if start == 0 {
-        // Pages that come zeroed from the system are not written twice.
-        grown.values = vec![0.0; end];
-    } else {
-        grown.values.resize(end, 0.0);
-    }
-    let out = &mut grown.values[start..];
-    device.rows(RowsJob { memory: view.memory, rows: &rows, runs, run_step, length, step, out });
+    let job = RowsJob { memory: view.memory, rows: &rows, runs, run_step, length, step };
+    let copied = queue.device.rows(queue.stream, job);
+    part(layers.entry(layer).or_default()).values.push(copied);
 }

@@ -1,6 +1,10 @@
 //! A pass over a probe: what was copied of each layer, and what the pass is for.
+//!
+//! A pass that has ended is a draft, since copies of device memory may still be on their way; the drain thread lands it.
 
 use super::memory::Lease;
+use crate::device::{AttentionFound, Lost, Pending};
+use crate::scope::draft::Landing;
 use crate::scope::message::TaskId;
 use crate::stats::attention::Rows;
 use ndarray::Array2;
@@ -71,4 +75,152 @@ pub struct RouterPass {
     pub top_k: usize,
     /// Tokens × experts.
     pub logits: Array2<f32>,
+}
+
+/// The sum of a row of probabilities may be this far from 1: bfloat16 probabilities sum to 1 ± 2⁻⁸; a wrong scale, mask or
+/// layout, or dropout, is far beyond it.
+const ROW_SUM_TOLERANCE: f32 = 0.02;
+
+/// Attention rows are what they should be. A sum that is no number is a head's own trouble, which its statistics show.
+pub fn are_probabilities(found: &AttentionFound) -> bool {
+    found.off.is_nan() || found.off <= ROW_SUM_TOLERANCE
+}
+
+/// A complete pass on its way to the drain thread.
+#[derive(Debug)]
+pub struct PassDraft {
+    /// Without its layers.
+    pub pass: Pass,
+    pub layers: Vec<(u32, LayerDraft)>,
+}
+
+/// What is being copied of one layer.
+#[derive(Debug, Default)]
+pub struct LayerDraft {
+    pub hidden: Option<RowsDraft>,
+    pub attention: Option<AttentionDraft>,
+    pub outputs: Option<OutputsDraft>,
+    pub router: Option<RouterDraft>,
+}
+
+/// Rows of the same width, batch by batch.
+#[derive(Debug)]
+pub struct RowsDraft {
+    pub width: usize,
+    pub batches: Vec<Pending<Vec<f32>>>,
+}
+
+#[derive(Debug)]
+pub struct AttentionDraft {
+    pub first_head: u32,
+    pub heads: usize,
+    /// Keys of each row of all batches.
+    pub keys: Vec<usize>,
+    pub batches: Vec<Pending<AttentionFound>>,
+}
+
+#[derive(Debug)]
+pub struct OutputsDraft {
+    pub first_head: u32,
+    pub heads: usize,
+    pub outputs: RowsDraft,
+    pub projection: Option<MatrixDraft>,
+}
+
+/// All of a matrix.
+#[derive(Debug)]
+pub struct MatrixDraft {
+    pub rows: usize,
+    pub columns: usize,
+    pub values: Pending<Vec<f32>>,
+}
+
+#[derive(Debug)]
+pub struct RouterDraft {
+    pub top_k: usize,
+    pub logits: RowsDraft,
+}
+
+impl PassDraft {
+    /// The pass, and of how many layers the attention was left out because its rows are no probabilities.
+    pub fn land(self, landing: &mut Landing) -> Result<(Pass, usize), Lost> {
+        let Self { mut pass, layers } = self;
+        let tokens = pass.sequences.len();
+        let mut left_out = 0;
+        for (number, layer) in layers {
+            let rows = |rows: RowsDraft, landing: &mut Landing| rows.land(tokens, landing);
+            let hidden = layer.hidden.map(|hidden| rows(hidden, landing)).transpose()?;
+            let asked = layer.attention.is_some();
+            let attention = layer.attention.map(|attention| attention.land(landing)).transpose()?.flatten();
+            left_out += usize::from(asked && attention.is_none());
+            let outputs = layer.outputs.map(|outputs| outputs.land(tokens, landing)).transpose()?;
+            let router = match layer.router {
+                Some(RouterDraft { top_k, logits }) => Some(RouterPass { top_k, logits: rows(logits, landing)? }),
+                None => None,
+            };
+            pass.layers.insert(number, LayerPass { hidden, attention, outputs, router });
+        }
+        Ok((pass, left_out))
+    }
+}
+
+impl RowsDraft {
+    fn land(self, tokens: usize, landing: &mut Landing) -> Result<Array2<f32>, Lost> {
+        let mut values = Vec::new();
+        for batch in self.batches {
+            append(&mut values, landing.wait(batch)?);
+        }
+        array(tokens, self.width, values)
+    }
+}
+
+impl AttentionDraft {
+    /// `None`: the rows are no probabilities.
+    fn land(self, landing: &mut Landing) -> Result<Option<AttentionPass>, Lost> {
+        let Self { first_head, heads, keys, batches } = self;
+        let (mut probabilities, mut max_logits) = (Vec::new(), vec![f32::NAN; heads]);
+        for batch in batches {
+            let found = landing.wait(batch)?;
+            if !are_probabilities(&found) {
+                return Ok(None);
+            }
+            append(&mut probabilities, found.probabilities);
+            for (most, logit) in max_logits.iter_mut().zip(found.max_logits) {
+                // Of two numbers the larger, of a number and NaN the number.
+                *most = most.max(logit);
+            }
+        }
+        Ok(Some(AttentionPass { first_head, rows: Rows { heads, keys, probabilities, max_logits } }))
+    }
+}
+
+impl OutputsDraft {
+    fn land(self, tokens: usize, landing: &mut Landing) -> Result<OutputsPass, Lost> {
+        let Self { first_head, heads, outputs, projection } = self;
+        let outputs = outputs.land(tokens, landing)?;
+        let projection = projection.map(|projection| projection.land(landing)).transpose()?;
+        Ok(OutputsPass { first_head, heads, outputs, projection })
+    }
+}
+
+impl MatrixDraft {
+    fn land(self, landing: &mut Landing) -> Result<Array2<f32>, Lost> {
+        let values = landing.wait(self.values)?;
+        array(self.rows, self.columns, values)
+    }
+}
+
+/// The first batch is all there is of most passes, and becomes the whole without a copy.
+fn append(whole: &mut Vec<f32>, part: Vec<f32>) {
+    if whole.is_empty() {
+        *whole = part;
+    } else {
+        whole.extend_from_slice(&part);
+    }
+}
+
+fn array(rows: usize, columns: usize, values: Vec<f32>) -> Result<Array2<f32>, Lost> {
+    let found = values.len();
+    Array2::from_shape_vec((rows, columns), values)
+        .map_err(|_| Lost(format!("a device gave {found} values of {rows} × {columns}")))
 }
