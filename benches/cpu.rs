@@ -12,7 +12,7 @@
 
 use forgetscope::abi::*;
 use forgetscope::device::cpu::Cpu;
-use forgetscope::device::{DType, Device, GradientJob, GradientSums, Kept, Memory, PairSums, Segment, SliceRead, Span};
+use forgetscope::device::{DType, Device, GradientJob, Kept, Memory, Segment, SliceRead, Span, Stream, Values};
 use forgetscope::ring::{Record, Writer, WriterOptions};
 use forgetscope::sketch::Layout;
 use forgetscope::stats::{representation, sample::Sample, subspace};
@@ -146,54 +146,50 @@ fn segments(heads: impl Fn(usize) -> usize) -> Vec<(Layout, Segment)> {
     slices
 }
 
-fn pass(device: &Cpu, memory: Memory, slices: &[(Layout, Segment)], reference: Option<&[f32]>, sketch: &mut [f32]) {
-    sketch.fill(0.0);
-    let mut rest = &mut *sketch;
-    let mut jobs: Vec<GradientJob> = slices
-        .iter()
-        .map(|(layout, segment)| {
-            let (part, later) = std::mem::take(&mut rest).split_at_mut(layout.buckets);
-            rest = later;
-            let kept = reference.map(|values| {
-                let at = segment.offset as usize;
-                let values = &values[at..at + segment.length as usize];
-                Kept { span: Span { start: 0, end: segment.length }, values, peak: 0.03 }
-            });
-            GradientJob {
-                read: SliceRead { layout: *layout, memory, segments: std::slice::from_ref(segment) },
-                references: vec![kept],
-                sketch: part,
-                sums: GradientSums::default(),
-                pairs: vec![PairSums::default()],
-            }
-        })
-        .collect();
-    device.gradients(&mut jobs);
-    black_box(jobs.iter().map(|job| job.sums.squares).sum::<f64>());
+/// `references`: one per slice, or none.
+fn pass(device: &Cpu, memory: Memory, slices: &[(Layout, Segment)], references: &[Values]) {
+    let mut jobs = Vec::with_capacity(slices.len());
+    for (number, (layout, segment)) in slices.iter().enumerate() {
+        let span = Span { start: 0, end: segment.length };
+        jobs.push(GradientJob {
+            read: SliceRead { layout: *layout, memory, segments: std::slice::from_ref(segment) },
+            references: vec![references.get(number).map(|values| Kept { span, values })],
+        });
+    }
+    let found = device.gradients(Stream::NULL, jobs).now().expect("host memory is read inside the call");
+    black_box(found.iter().map(|found| found.sums.squares).sum::<f64>());
+}
+
+/// The parts of a model-wide reference that belong to each slice, as the library keeps them.
+fn references(device: &Cpu, slices: &[(Layout, Segment)], values: &[f32]) -> Vec<Values> {
+    let part = |(_, segment): &(Layout, Segment)| {
+        let start = segment.offset as usize;
+        let mut kept = Values::from(values[start..start + segment.length as usize].to_vec());
+        device.settle(&mut kept);
+        kept
+    };
+    slices.iter().map(part).collect()
 }
 
 fn fused_pass(threads: usize, report: &mut Report) {
     let device = Cpu::new(threads).expect("threads");
     let gradient = gradients();
-    let reference: Vec<f32> = gradient.iter().rev().copied().collect();
     let half: Vec<u16> = gradient.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
     // SAFETY: both buffers outlive the passes, and segments stay inside them.
     let (single, bf16) =
         unsafe { (Memory::new(gradient.as_ptr().cast(), DType::F32), Memory::new(half.as_ptr().cast(), DType::Bf16)) };
     let slices = segments(|tensor| if tensor % 2 == 0 { HEADS } else { 1 });
-    let buckets = slices.iter().map(|(layout, _)| layout.buckets).sum();
-    let mut sketches = vec![vec![0.0; buckets]; 4];
-    let [first, second, third, fourth] = &mut sketches[..] else { unreachable!() };
+    let reference = references(&device, &slices, &gradient.iter().rev().copied().collect::<Vec<_>>());
     // SAFETY: reading numbers as bytes.
     let bytes = unsafe { std::slice::from_raw_parts(gradient.as_ptr().cast::<u8>(), 4 * ELEMENTS) };
     let times = best(&mut [
         Box::new(|| {
             black_box(read_all(bytes, threads));
         }),
-        Box::new(|| pass(&device, single, &slices, None, first)),
-        Box::new(|| pass(&device, single, &slices, Some(&reference), second)),
-        Box::new(|| pass(&device, bf16, &slices, None, third)),
-        Box::new(|| pass(&device, bf16, &slices, Some(&reference), fourth)),
+        Box::new(|| pass(&device, single, &slices, &[])),
+        Box::new(|| pass(&device, single, &slices, &reference)),
+        Box::new(|| pass(&device, bf16, &slices, &[])),
+        Box::new(|| pass(&device, bf16, &slices, &reference)),
     ]);
     let rate = |bytes: usize, seconds: f64| (bytes * ELEMENTS) as f64 / seconds / 1e9;
     let read = rate(4, times[0]);
@@ -222,12 +218,11 @@ fn numpy(report: &mut Report) {
     };
     let device = Cpu::new(threads).expect("threads");
     let gradient = gradients();
-    let reference: Vec<f32> = gradient.iter().rev().copied().collect();
     // SAFETY: the buffer outlives the passes.
     let memory = unsafe { Memory::new(gradient.as_ptr().cast(), DType::F32) };
     let slices = segments(|_| 1);
-    let mut sketch = vec![0.0; slices.iter().map(|(layout, _)| layout.buckets).sum()];
-    let ours = best(&mut [Box::new(|| pass(&device, memory, &slices, Some(&reference), &mut sketch))])[0];
+    let reference = references(&device, &slices, &gradient.iter().rev().copied().collect::<Vec<_>>());
+    let ours = best(&mut [Box::new(|| pass(&device, memory, &slices, &reference))])[0];
     let (ours, peer) = (ours / ELEMENTS as f64 * 1e9, peer * 1e9);
     report.add("all sums and the sketch, forgetscope", ours, "ns/element");
     report.add("the same sums without the sketch, NumPy per tensor", peer, "ns/element");

@@ -2,8 +2,8 @@
 
 use forgetscope::device::cpu::{Cpu, kernels::Kernels};
 use forgetscope::device::{
-    AccumulateJob, Copy, DType, Device, GradientJob, GradientSums, Kept, Memory, PairSums, ParameterJob, Segment,
-    SliceRead, Span, TaskJob, UpdateSums,
+    AccumulateFound, AccumulateJob, Copy, DType, Device, GradientFound, GradientJob, GradientSums, Kept, Memory,
+    PairSums, ParameterFound, ParameterJob, Place, Segment, SliceRead, Span, Stream, TaskJob, Values,
 };
 use forgetscope::sketch::hash::mix;
 use forgetscope::sketch::{Layout, add};
@@ -24,6 +24,36 @@ fn values(key: u64, length: usize) -> Vec<f32> {
         .collect()
 }
 
+const TYPES: [DType; 6] = [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2];
+
+/// The value of an 8-bit code: 8 − 1 − `mantissa` bits of exponent. The top exponent is NaN and infinity, or with
+/// `is_extended` numbers but for the last code.
+fn float8(code: u8, mantissa: u32, is_extended: bool) -> f32 {
+    let (bits, sign) = (u32::from(code & 0x7f), if code < 0x80 { 1.0 } else { -1.0 });
+    let (exponent, fraction) = ((bits >> mantissa) as i32, bits % (1 << mantissa));
+    let (top, bias) = ((1 << (7 - mantissa)) - 1, (1 << (6 - mantissa)) - 1);
+    let unit = (-(mantissa as f32)).exp2();
+    if is_extended && bits == 0x7f || !is_extended && exponent == top && fraction > 0 {
+        return f32::NAN;
+    }
+    sign * match exponent {
+        0 => fraction as f32 * unit * ((1 - bias) as f32).exp2(),
+        e if e == top && !is_extended => f32::INFINITY,
+        e => (1.0 + fraction as f32 * unit) * ((e - bias) as f32).exp2(),
+    }
+}
+
+/// The code whose value is nearest.
+fn to_float8(x: f32, mantissa: u32, is_extended: bool) -> u8 {
+    let value = |code| float8(code, mantissa, is_extended);
+    if !x.is_finite() {
+        let same = |&code: &u8| value(code) == x;
+        return (0..=255).find(same).unwrap_or(0x7f);
+    }
+    let finite = (0..=255).filter(|&code| value(code).is_finite());
+    finite.min_by(|&a, &b| (value(a) - x).abs().total_cmp(&(value(b) - x).abs())).unwrap()
+}
+
 /// A buffer of some type, and the fp32 values that a reader of it sees.
 struct Buffer {
     bytes: Vec<u64>,
@@ -38,19 +68,24 @@ impl Buffer {
             DType::F64 => source.iter().flat_map(|&x| f64::from(x).to_ne_bytes()).collect(),
             DType::Bf16 => source.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect(),
             DType::F16 => source.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
+            DType::F8E4M3 => source.iter().map(|&x| to_float8(x, 3, true)).collect(),
+            DType::F8E5M2 => source.iter().map(|&x| to_float8(x, 2, false)).collect(),
         };
-        let seen = source.iter().map(|&x| match dtype {
+        let seen = source.iter().zip(0..).map(|(&x, at)| match dtype {
             DType::F32 | DType::F64 => x,
             DType::Bf16 => bf16::from_f32(x).to_f32(),
             DType::F16 => f16::from_f32(x).to_f32(),
+            DType::F8E4M3 => float8(bytes[at], 3, true),
+            DType::F8E5M2 => float8(bytes[at], 2, false),
         });
+        let seen = seen.collect();
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         for (word, part) in words.iter_mut().zip(bytes.chunks(8)) {
             let mut whole = [0; 8];
             whole[..part.len()].copy_from_slice(part);
             *word = u64::from_ne_bytes(whole);
         }
-        Self { bytes: words, dtype, seen: seen.collect() }
+        Self { bytes: words, dtype, seen }
     }
 
     fn memory(&self) -> Memory {
@@ -81,20 +116,36 @@ fn devices() -> Vec<Cpu> {
     devices
 }
 
+/// Values as the device keeps them: settled.
+fn kept_values(device: &Cpu, values: &[f32]) -> Values {
+    let mut kept = Values::from(values.to_vec());
+    device.settle(&mut kept);
+    kept
+}
+
+fn gradient(device: &Cpu, job: GradientJob) -> GradientFound {
+    device.gradients(Stream::NULL, vec![job]).wait().unwrap().remove(0)
+}
+
+fn accumulate(device: &Cpu, job: AccumulateJob) -> AccumulateFound {
+    device.accumulate(Stream::NULL, vec![job]).wait().unwrap().remove(0)
+}
+
+fn parameter(device: &Cpu, job: ParameterJob) -> ParameterFound {
+    device.parameters(Stream::NULL, vec![job]).wait().unwrap().remove(0)
+}
+
+/// The numbers of values in host memory.
+fn floats(values: &Values) -> &[f32] {
+    &values.host().unwrap().values
+}
+
 /// What one gradient job gives, as bits.
 fn run_gradient(device: &Cpu, read: SliceRead, reference: Kept) -> (GradientSums, PairSums, Vec<u32>) {
-    let mut sketch = vec![0.0; read.layout.buckets];
-    let mut jobs = [GradientJob {
-        read,
-        references: vec![Some(reference), None],
-        sketch: &mut sketch,
-        sums: GradientSums::default(),
-        pairs: vec![PairSums::default(); 2],
-    }];
-    device.gradients(&mut jobs);
-    let (sums, pair) = (jobs[0].sums, jobs[0].pairs[0]);
-    assert_eq!(jobs[0].pairs[1], PairSums::default(), "no reference, no sums");
-    (sums, pair, sketch.iter().map(|x: &f32| x.to_bits()).collect())
+    let found = gradient(device, GradientJob { read, references: vec![Some(reference), None] });
+    assert_eq!(found.sketch.len(), read.layout.buckets);
+    assert_eq!(found.pairs[1], PairSums::default(), "no reference, no sums");
+    (found.sums, found.pairs[0], found.sketch.iter().map(|x| x.to_bits()).collect())
 }
 
 fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32], buckets: usize) {
@@ -103,9 +154,9 @@ fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32]
     let read = SliceRead { layout, memory: buffer.memory(), segments };
     let span = Span::of(segments);
     let reference = values(99, span.len());
-    let peak = reference.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    let kept = Kept { span, values: &reference, peak };
     let devices = devices();
+    let held = kept_values(&devices[0], &reference);
+    let kept = Kept { span, values: &held };
     let first = run_gradient(&devices[0], read, kept);
     for device in &devices[1..] {
         assert_eq!(run_gradient(device, read, kept), first, "same bits on every instruction set and thread count");
@@ -129,6 +180,9 @@ fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32]
     assert_eq!(pair.active, products.iter().filter(|p| **p != 0.0).count() as u64);
     let dot_squares: f64 = products.iter().map(|p| p * p).sum();
     assert!((pair.dot_squares - dot_squares).abs() <= 2.0 * BOUND * dot_squares);
+    // Over the whole span: where a shard has holes, the reference has zeros in the library.
+    let squares: f64 = reference.iter().map(|&r| f64::from(r) * f64::from(r)).sum();
+    assert!((pair.reference_squares - squares).abs() <= BOUND * squares);
     let mut oracle = vec![0.0; layout.buckets];
     finite.iter().for_each(|&(index, x)| add(&layout, index, &[x], &mut oracle));
     // A bucket sums |x| in fp32: numel/buckets terms, each rounding by 2⁻²⁴ of the running sum.
@@ -148,7 +202,7 @@ fn segment(rows: u64, length: u64, offset: i64, row_step: i64, column_step: i64)
 #[test]
 fn every_type_contiguous_and_strided() {
     let source = values(1, 300_000);
-    for dtype in [DType::F32, DType::F64, DType::Bf16, DType::F16] {
+    for dtype in TYPES {
         check_gradient(dtype, &[segment(1, 200_000, 3, 0, 1)], 200_000, &source, 1024);
         check_gradient(dtype, &[segment(500, 32, 64, 512, 1)], 16_000, &source, 1024);
         check_gradient(dtype, &[segment(100, 40, 1, 2, 700)], 4_000, &source, 1024);
@@ -168,7 +222,7 @@ fn non_finite_values_are_zeroed_and_counted() {
     for (index, bad) in [(0, f32::NAN), (4095, f32::INFINITY), (4096, f32::NEG_INFINITY), (9_999, f32::NAN)] {
         source[index] = bad;
     }
-    for dtype in [DType::F32, DType::F64, DType::Bf16, DType::F16] {
+    for dtype in TYPES {
         check_gradient(dtype, &[segment(1, 10_000, 0, 0, 1)], 10_000, &source, 1024);
     }
     check_gradient(DType::F32, &[segment(1, 5_000, 0, 0, 1)], 5_000, &vec![f32::NAN; 5_000], 1024);
@@ -179,8 +233,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     /// Up to three rectangles of a slice, cut anywhere, as a flat shard of a head leaves them.
     #[test]
-    fn ragged_shards(start in 0u64..9_000, lengths in prop::collection::vec(1u64..9_000, 1..4), kind in 0usize..4) {
-        let dtype = [DType::F32, DType::F64, DType::Bf16, DType::F16][kind];
+    fn ragged_shards(start in 0u64..9_000, lengths in prop::collection::vec(1u64..9_000, 1..4), kind in 0usize..6) {
+        let dtype = TYPES[kind];
         let (mut segments, mut index, mut offset) = (Vec::new(), start, 5i64);
         for length in lengths {
             segments.push(Segment { index, index_step: 0, rows: 1, length, offset, row_step: 0, column_step: 1 });
@@ -200,19 +254,17 @@ fn references_accumulate() {
     let layout = Layout::new(20_000, 1024, 5);
     let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
     let device = Cpu::new(2).unwrap();
-    let (mut sum, mut sketch) = (vec![0.0; span.len()], vec![0.0; 1024]);
+    // A sum that reaches further than what is read.
+    let wide = Span { start: span.start, end: span.end + 100 };
+    let mut sum = device.values(Place::Host, wide.len()).unwrap();
+    let mut sketch = Vec::new();
     for _ in 0..3 {
-        sketch.fill(0.0);
-        let mut jobs = [AccumulateJob {
-            read,
-            scale: 0.25,
-            sum: Some((span, &mut sum)),
-            sketch: &mut sketch,
-            sums: GradientSums::default(),
-        }];
-        device.accumulate(&mut jobs);
-        assert_eq!(jobs[0].sums.count, 20_000);
+        let found = accumulate(&device, AccumulateJob { read, scale: 0.25, sum: Some((wide, &mut sum)) });
+        assert_eq!(found.sums.count, 20_000);
+        sketch = found.sketch;
     }
+    let sum = floats(&sum);
+    assert!(sum[span.len()..].iter().all(|x| *x == 0.0));
     let mut oracle = vec![0.0; 1024];
     for (index, x) in elements(&buffer, &segments) {
         // A multiple of a bf16 number by 3/4 is exact in fp32.
@@ -234,26 +286,25 @@ fn updates_and_drift() {
     let layout = Layout::new(50_000, 16_384, 5);
     let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
     let device = Cpu::new(2).unwrap();
-    let kept = |values| Kept { span, values, peak: 0.25 };
-    let mut copy = old.clone();
-    let (mut update_sketch, mut drift_sketch) = (vec![0.0; 16_384], vec![0.0; 16_384]);
-    let mut sketch = vec![0.0; 16_384];
-    let mut jobs = [ParameterJob {
-        read,
-        copy: Some(Copy { span, values: &mut copy, compare: true, replace: true }),
-        update_sketch: &mut update_sketch,
-        sketch: &mut sketch,
-        tasks: vec![TaskJob {
-            reference: Some(kept(&reference)),
-            anchor: Some(kept(&reference)),
-            snapshot: Some(kept(&snapshot)),
-            drift_sketch: &mut drift_sketch,
-            ..TaskJob::default()
-        }],
-        update: UpdateSums::default(),
-    }];
-    device.parameters(&mut jobs);
-    let [job] = jobs;
+    let [of_reference, of_snapshot] = [&reference, &snapshot].map(|values| kept_values(&device, values));
+    let kept = |values| Some(Kept { span, values });
+    let mut copy = Values::from(old.clone());
+    let task = TaskJob {
+        reference: kept(&of_reference),
+        anchor: kept(&of_reference),
+        snapshot: kept(&of_snapshot),
+        drift_sketch: true,
+    };
+    let job = parameter(
+        &device,
+        ParameterJob {
+            read,
+            copy: Some(Copy { span, values: &mut copy, compare: true, replace: true }),
+            update_sketch: true,
+            sketch: true,
+            tasks: vec![task],
+        },
+    );
     let sum = |f: &dyn Fn(usize) -> f64| (0..50_000).map(f).sum::<f64>();
     // Differences are fp32, as the optimizer's own arithmetic is.
     let delta = |k: usize| f64::from(new[k] - old[k]);
@@ -274,10 +325,12 @@ fn updates_and_drift() {
     close(task.drift.drift_dot_snapshot, sum(&product), sum(&|k| product(k).abs()));
     let product = |k: usize| drift(k) * f64::from(reference[k]);
     close(task.drift.reference_dot, sum(&product), sum(&|k| product(k).abs()));
-    assert_eq!(copy, new, "the copy was replaced after it was compared");
+    let reference_squares = squares(&|k| f64::from(reference[k]));
+    close(task.update.reference_squares, reference_squares, reference_squares);
+    assert_eq!(floats(&copy), new, "the copy was replaced after it was compared");
     let mut oracle = vec![0.0; 16_384];
     add(&layout, 0, &new, &mut oracle);
-    assert_eq!(sketch, oracle, "fp64 buckets, one unit: the same additions in the same order");
+    assert_eq!(job.sketch, oracle, "fp64 buckets, one unit: the same additions in the same order");
 }
 
 /// Everything that the three passes give for a slice of several waves of units, as bits.
@@ -287,39 +340,26 @@ fn all_passes(device: &Cpu, source: &[f32], before: &[f32]) -> (Vec<u64>, Vec<f3
     let span = Span::of(&segments);
     let layout = Layout::new(source.len() as u64, 1 << 20, 5);
     let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
-    let kept = Kept { span, values: before, peak: before.iter().fold(0.0f32, |m, x| m.max(x.abs())) };
+    let held = kept_values(device, before);
+    let kept = Kept { span, values: &held };
     let (sums, pair, mut sketches) = run_gradient(device, read, kept);
-    let (mut sum, mut copy) = (before.to_vec(), before.to_vec());
-    let mut sketch = vec![0.0; layout.buckets];
-    let given = Some((span, &mut sum[..]));
-    let mut jobs = [AccumulateJob { read, scale: 0.5, sum: given, sketch: &mut sketch, sums: GradientSums::default() }];
-    device.accumulate(&mut jobs);
-    assert!(jobs[0].sum.is_some(), "jobs are given back as they were");
-    assert_eq!(jobs[0].sums, sums);
-    sketches.extend(sketch.iter().map(|x: &f32| x.to_bits()));
-    let (mut update_sketch, mut drift_sketch) = (vec![0.0; layout.buckets], vec![0.0; layout.buckets]);
-    let mut wide = vec![0.0; layout.buckets];
-    let task = TaskJob { reference: Some(kept), anchor: Some(kept), snapshot: Some(kept), ..TaskJob::default() };
-    let mut jobs = [ParameterJob {
-        read,
-        copy: Some(Copy { span, values: &mut copy, compare: true, replace: true }),
-        update_sketch: &mut update_sketch,
-        sketch: &mut wide,
-        tasks: vec![TaskJob { drift_sketch: &mut drift_sketch, ..task }],
-        update: UpdateSums::default(),
-    }];
-    device.parameters(&mut jobs);
-    assert!(jobs[0].copy.is_some(), "jobs are given back as they were");
-    let (update, task) = (jobs[0].update, &jobs[0].tasks[0]);
-    let (update_pair, drift) = (task.update, task.drift);
+    let (mut sum, mut copy) = (Values::from(before.to_vec()), Values::from(before.to_vec()));
+    let found = accumulate(device, AccumulateJob { read, scale: 0.5, sum: Some((span, &mut sum)) });
+    assert_eq!(found.sums, sums);
+    sketches.extend(found.sketch.iter().map(|x| x.to_bits()));
+    let task = TaskJob { reference: Some(kept), anchor: Some(kept), snapshot: Some(kept), drift_sketch: true };
+    let copied = Some(Copy { span, values: &mut copy, compare: true, replace: true });
+    let job = ParameterJob { read, copy: copied, update_sketch: true, sketch: true, tasks: vec![task] };
+    let ParameterFound { update, update_sketch, sketch: wide, tasks } = parameter(device, job);
+    let (update_pair, drift, drift_sketch) = (tasks[0].update, tasks[0].drift, &tasks[0].drift_sketch);
     let counts = [sums.count, pair.conflicts, update.count, update_pair.conflicts, update_pair.active];
     let numbers = [sums.squares, pair.dot, update.weights, update.updates, update_pair.dot, drift.drift];
     let mut bits: Vec<u64> = counts.into_iter().chain(numbers.map(f64::to_bits)).collect();
     bits.extend([drift.drift_dot_snapshot.to_bits(), drift.reference_dot.to_bits()]);
-    bits.extend(wide.iter().map(|x: &f64| x.to_bits()));
-    bits.extend(update_sketch.iter().chain(&drift_sketch).map(|x: &f32| u64::from(x.to_bits())));
+    bits.extend(wide.iter().map(|x| x.to_bits()));
+    bits.extend(update_sketch.iter().chain(drift_sketch).map(|x| u64::from(x.to_bits())));
     bits.extend(sketches.into_iter().map(u64::from));
-    (bits, sum, copy)
+    (bits, floats(&sum).to_vec(), floats(&copy).to_vec())
 }
 
 #[test]
@@ -365,18 +405,18 @@ fn values_that_the_scale_makes_infinite_are_zeroed_and_counted() {
     let segments = [segment(1, 5_000, 0, 0, 1)];
     let (span, layout) = (Span::of(&segments), Layout::new(5_000, 1024, 5));
     let read = SliceRead { layout, memory: buffer.memory(), segments: &segments };
-    let (mut sum, mut sketch) = (vec![0.0; 5_000], vec![0.0; 1024]);
-    let given = Some((span, &mut sum[..]));
-    let mut jobs = [AccumulateJob { read, scale: 4.0, sum: given, sketch: &mut sketch, sums: GradientSums::default() }];
-    Cpu::new(2).unwrap().accumulate(&mut jobs);
-    assert_eq!((jobs[0].sums.non_finite, jobs[0].sums.count, jobs[0].sums.peak), (2, 5_000, 3e38));
+    let mut sum = Values::zeros(5_000);
+    let AccumulateFound { sums, sketch } =
+        accumulate(&Cpu::new(2).unwrap(), AccumulateJob { read, scale: 4.0, sum: Some((span, &mut sum)) });
+    assert_eq!((sums.non_finite, sums.count, sums.peak), (2, 5_000, 3e38));
     (source[17], source[4_500]) = (0.0, 0.0);
-    assert!(sum.iter().zip(&source).all(|(sum, x)| *sum == 4.0 * x));
+    assert!(floats(&sum).iter().zip(&source).all(|(sum, x)| *sum == 4.0 * x));
     assert!(sketch.iter().all(|x| x.is_finite()));
 }
 
 #[test]
 fn differences_beyond_the_range_are_infinite_not_nan() {
+    let device = Cpu::new(2).unwrap();
     let (mut new, mut old) = (values(16, 5_000), values(17, 5_000));
     (new[3], old[3], new[4_999], old[4_999]) = (3e38, -3e38, -3e38, 3e38);
     let buffer = Buffer::new(DType::F32, &new);
@@ -385,30 +425,59 @@ fn differences_beyond_the_range_are_infinite_not_nan() {
     // Zero where the difference is infinite: such a product is zero.
     let mut reference = values(18, 5_000);
     (reference[3], reference[4_999]) = (0.0, 0.0);
-    let reference = Some(Kept { span, values: &reference, peak: 0.25 });
-    let (mut update_sketch, mut drift_sketch) = (vec![0.0; 1024], vec![0.0; 1024]);
-    let snapshot = old.clone();
-    let snapshot = Some(Kept { span, values: &snapshot, peak: 3e38 });
-    let mut jobs = [ParameterJob {
+    let [of_reference, of_snapshot] = [&reference, &old].map(|values| kept_values(&device, values));
+    let [reference, snapshot] = [&of_reference, &of_snapshot].map(|values| Some(Kept { span, values }));
+    let mut old = Values::from(old);
+    let job = ParameterJob {
         read: SliceRead { layout, memory: buffer.memory(), segments: &segments },
         copy: Some(Copy { span, values: &mut old, compare: true, replace: false }),
-        update_sketch: &mut update_sketch,
-        sketch: &mut [],
-        tasks: vec![TaskJob {
-            reference,
-            anchor: reference,
-            snapshot,
-            drift_sketch: &mut drift_sketch,
-            ..TaskJob::default()
-        }],
-        update: UpdateSums::default(),
-    }];
-    Cpu::new(2).unwrap().parameters(&mut jobs);
-    let (update, task) = (jobs[0].update, &jobs[0].tasks[0]);
+        update_sketch: true,
+        sketch: false,
+        tasks: vec![TaskJob { reference, anchor: reference, snapshot, drift_sketch: true }],
+    };
+    let ParameterFound { update, update_sketch, tasks, .. } = parameter(&device, job);
+    let task = &tasks[0];
     assert_eq!((update.updates, update.peak, update.non_finite), (f64::INFINITY, f32::INFINITY, 0));
     assert!(update.weights.is_finite());
     assert_eq!(task.drift.drift, f64::INFINITY);
     assert!(task.drift.snapshot.is_finite() && task.drift.drift_dot_snapshot < -1e76);
     assert!(task.update.dot.is_finite() && task.drift.reference_dot.is_finite());
-    assert!(update_sketch.iter().chain(&drift_sketch).all(|x| !x.is_nan()));
+    assert!(update_sketch.iter().chain(&task.drift_sketch).all(|x| !x.is_nan()));
+}
+
+/// A reference that covers more than is read: its squares are those of what is read.
+#[test]
+fn squares_are_of_what_was_read() {
+    let device = Cpu::new(2).unwrap();
+    let (source, reference) = (values(19, 3_000), values(20, 9_000));
+    let buffer = Buffer::new(DType::F32, &source);
+    let segments = [Segment { index: 1_234, ..segment(1, 3_000, 0, 0, 1) }];
+    let read = SliceRead { layout: Layout::new(9_000, 1024, 5), memory: buffer.memory(), segments: &segments };
+    let held = kept_values(&device, &reference);
+    let kept = Kept { span: Span { start: 0, end: 9_000 }, values: &held };
+    let exact: f64 = reference[1_234..4_234].iter().map(|&r| f64::from(r) * f64::from(r)).sum();
+    let (_, pair, _) = run_gradient(&device, read, kept);
+    assert!((pair.reference_squares - exact).abs() <= BOUND * exact);
+    let mut copy = Values::zeros(3_000);
+    let mut update = |compare| {
+        let copy = Some(Copy { span: Span::of(&segments), values: &mut copy, compare, replace: false });
+        let tasks = vec![TaskJob { reference: Some(kept), ..TaskJob::default() }];
+        let job = ParameterJob { read, copy, update_sketch: true, sketch: false, tasks };
+        let mut found = parameter(&device, job);
+        (found.tasks.remove(0).update, found.update_sketch.len())
+    };
+    assert_eq!(update(true), (pair, 1024), "from zeros the update is what was read");
+    assert_eq!(update(false), (PairSums::default(), 0), "nothing to compare with");
+}
+
+#[test]
+fn values_are_copied_where_they_belong() {
+    let device = Cpu::new(1).unwrap();
+    let mut target = device.values(Place::Host, 7).unwrap();
+    device.copy_values(Stream::NULL, &Values::from(vec![1.0, 2.0]), &mut target, 3);
+    assert_eq!(floats(&target), [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
+    device.settle(&mut target);
+    let host = target.host().unwrap();
+    assert_eq!((host.squares, host.peak), (5.0, 2.0));
+    assert!(device.values(Place::Cuda(0), 7).is_none());
 }

@@ -2,7 +2,8 @@
 
 use forgetscope::device::cpu::Cpu;
 use forgetscope::device::{
-    AttentionJob, AttentionRow, AttentionSource, DType, Device, Memory, QueryKey, RowsJob, Strided,
+    AttentionFound, AttentionJob, AttentionRow, AttentionSource, DType, Device, Memory, QueryKey, RowsJob, Stream,
+    Strided,
 };
 use forgetscope::sketch::hash::mix;
 use half::{bf16, f16};
@@ -15,6 +16,10 @@ fn values(key: u64, length: usize) -> Vec<f32> {
 fn memory<T>(data: &[T], dtype: DType) -> Memory {
     // SAFETY: the tests keep the data until the device has returned, and reach no further.
     unsafe { Memory::new(data.as_ptr().cast(), dtype) }
+}
+
+fn attention_of(threads: usize, job: AttentionJob) -> AttentionFound {
+    Cpu::new(threads).unwrap().attention(Stream::NULL, job).wait().unwrap()
 }
 
 #[test]
@@ -33,9 +38,8 @@ fn rows_are_copied_from_every_type_and_stride() {
         let device = Cpu::new(threads).unwrap();
         for (memory, value) in &cases {
             for (runs, run_step, length, step) in [(1, 0, 20, 1), (3, 7, 5, 1), (2, 1, 6, 3), (1, 0, 1, 1)] {
-                let mut out = vec![f32::NAN; rows.len() * runs * length];
-                let job = RowsJob { memory: *memory, rows: &rows, runs, run_step, length, step, out: &mut out };
-                device.rows(job);
+                let job = RowsJob { memory: *memory, rows: &rows, runs, run_step, length, step };
+                let out = device.rows(Stream::NULL, job).wait().unwrap();
                 let at = |row: i64, run: usize, k: usize| (row + run as i64 * run_step + k as i64 * step) as usize;
                 let expected = rows
                     .iter()
@@ -111,13 +115,10 @@ fn attention_is_computed_from_queries_and_keys() {
         for log_sum_exp in [None, Some(lse)] {
             let (scale, group) = (attention.scale, (heads / key_heads) as u64);
             let source = AttentionSource::QueryKey(QueryKey { query, key, log_sum_exp, scale, softcap, group });
-            let total: usize = rows.iter().map(|row| row.keys * heads).sum();
             let results = [1, 3].map(|threads| {
-                let (mut out, mut max_logits) = (vec![f32::NAN; total], vec![0.0; heads]);
-                let job = AttentionJob { source, heads, rows: &rows, out: &mut out, max_logits: &mut max_logits };
-                let off = Cpu::new(threads).unwrap().attention(job);
-                assert!(off < 1e-5, "{off}");
-                (out, max_logits)
+                let found = attention_of(threads, AttentionJob { source, heads, rows: &rows });
+                assert!(found.off < 1e-5, "{}", found.off);
+                (found.probabilities, found.max_logits)
             });
             assert_eq!(results[0], results[1]);
             let (out, max_logits) = &results[0];
@@ -155,10 +156,8 @@ fn probabilities_are_copied_and_sums_that_are_off_are_seen() {
             probabilities: view(probabilities, &[(1, 24), (2, 12), (3, 4), (4, 1)]),
             log_sum_exp: Some(view(&log_sum_exp, &[(1, 6), (2, 3), (3, 1)])),
         };
-        let (mut out, mut max_logits) = (vec![0.0; 8], vec![0.0; 2]);
-        let job = AttentionJob { source, heads, rows: &rows, out: &mut out, max_logits: &mut max_logits };
-        let off = Cpu::new(2).unwrap().attention(job);
-        (off, out, max_logits)
+        let found = attention_of(2, AttentionJob { source, heads, rows: &rows });
+        (found.off, found.probabilities, found.max_logits)
     };
     let (off, out, max_logits) = run(&probabilities);
     assert_eq!((off, out), (0.0, vec![0.25; 8]));

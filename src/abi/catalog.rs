@@ -292,8 +292,8 @@ fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
 /// writes to FGS_PARAM. The data must stay readable until it is bound to something else or unbound with `tensor` NULL.
 /// Binding again costs little when only the address changes, so it may be done in every step.
 ///
-/// Accepted: float64, float32, float16, bfloat16, in host memory, row-major or any strides that amount to at most two
-/// dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
+/// Accepted: float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, in host memory, row-major or any strides that
+/// amount to at most two dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
 /// dimension is the layer (or layer × rows). Unbinding the first id, with `tensor` NULL or without elements, unbinds all
 /// layers, however they were bound. Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
 /// FGS_ERROR_UNSUPPORTED (device, dtype, strides).

@@ -17,7 +17,7 @@ pub struct fgs_dltensor {
     pub device_type: i32,
     pub device_id: i32,
     pub ndim: i32,
-    /// DLDataTypeCode: 2 float, 4 bfloat.
+    /// DLDataTypeCode: 2 float, 4 bfloat, 10 float8_e4m3fn, 12 float8_e5m2.
     pub dtype_code: u8,
     pub dtype_bits: u8,
     pub dtype_lanes: u16,

@@ -151,52 +151,98 @@ impl Exact {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::cpu::Cpu;
+    use crate::device::{DType, Machine, Memory};
+    use crate::sketch::Layout;
+
+    fn queue() -> Queue {
+        Queue::new(Machine::new(Cpu::new(1).unwrap()))
+    }
 
     fn run(start: u64, end: u64) -> [Segment; 1] {
         let length = end - start;
         [Segment { index: start, index_step: 0, rows: 1, length, offset: 0, row_step: 0, column_step: 1 }]
     }
 
+    fn read(segments: &[Segment]) -> SliceRead<'_> {
+        // SAFETY: nothing is read.
+        let memory = unsafe { Memory::new(std::ptr::null(), DType::F32) };
+        SliceRead { layout: Layout::new(100, 100, 1), memory, segments }
+    }
+
     #[test]
     fn the_budget_is_kept() {
-        let mut budget = Budget::new(100);
-        let first = budget.allocate(&run(5, 25)).unwrap();
-        assert!(budget.allocate(&run(0, 6)).is_none());
-        assert!(budget.allocate(&run(0, 5)).is_some());
+        let device = &queue().device;
+        let mut budget = Budget::new(Limit::Bytes(100));
+        let first = budget.allocate(device, &read(&run(5, 25))).unwrap();
+        assert!(budget.allocate(device, &read(&run(0, 6))).is_none());
+        assert!(budget.allocate(device, &read(&run(0, 5))).is_some());
         budget.release([first]);
-        assert!(budget.allocate(&run(0, 20)).is_some());
-        assert!(budget.allocate(&run(0, 1)).is_none());
+        assert!(budget.allocate(device, &read(&run(0, 20))).is_some());
+        assert!(budget.allocate(device, &read(&run(0, 1))).is_none());
     }
 
     #[test]
     fn bytes_are_set_aside_or_the_missing_ones_named() {
-        let mut budget = Budget::new(100);
-        assert_eq!(budget.reserve(60), Ok(()));
-        assert_eq!(budget.reserve(50), Err(10));
+        let device = &queue().device;
+        let mut budget = Budget::new(Limit::Bytes(100));
+        assert_eq!(budget.reserve(device, 60), Ok(()));
+        assert_eq!(budget.reserve(device, 50), Err(10));
         budget.give_back(20);
-        assert_eq!(budget.reserve(60), Ok(()));
-        assert!(budget.allocate(&run(0, 1)).is_none());
+        assert_eq!(budget.reserve(device, 60), Ok(()));
+        assert!(budget.allocate(device, &read(&run(0, 1))).is_none());
+    }
+
+    #[test]
+    fn each_place_has_its_own_limit() {
+        let device = &queue().device;
+        let mut budget = Budget::new(Limit::Share(1e-6));
+        let limit = (device.memory_bytes(Place::Host) as f64 * 1e-6) as u64;
+        assert_eq!(budget.reserve(device, limit + 7), Err(7));
+        let mut budget = Budget::new(Limit::Bytes(100));
+        assert_eq!(budget.reserve(device, 100), Ok(()));
+        let segments = run(0, 10);
+        // SAFETY: nothing is read.
+        let memory = unsafe { Memory::on_device(std::ptr::null(), DType::F32, 3) };
+        let elsewhere = SliceRead { memory, ..read(&segments) };
+        // There is room, but no device that could keep anything there: nothing is taken.
+        assert!(budget.allocate(device, &elsewhere).is_none());
+        assert_eq!(budget.account(device, memory.place).take(100), Ok(()));
+    }
+
+    #[test]
+    fn values_of_another_place_are_of_no_use() {
+        let mut budget = Budget::new(Limit::Bytes(1000));
+        let segments = run(0, 10);
+        let here = budget.allocate(&queue().device, &read(&segments)).unwrap();
+        // SAFETY: nothing is read.
+        let memory = unsafe { Memory::on_device(std::ptr::null(), DType::F32, 0) };
+        assert!(here.covers(&read(&segments)) && !here.covers(&SliceRead { memory, ..read(&segments) }));
     }
 
     #[test]
     fn holes_are_not_taken_for_values() {
-        let mut budget = Budget::new(1000);
+        let device = &queue().device;
+        let mut budget = Budget::new(Limit::Bytes(1000));
         // Columns 0..2 of rows of 4: half of the span is holes.
         let columns = [Segment { index: 0, index_step: 4, rows: 5, length: 2, offset: 0, row_step: 4, column_step: 1 }];
-        let shard = budget.allocate(&columns).unwrap();
-        assert!(shard.covers(&columns));
-        assert!(!shard.covers(&run(0, 18)) && !shard.covers(&run(4, 8)));
-        let whole = budget.allocate(&run(0, 20)).unwrap();
-        assert!(whole.covers(&columns) && whole.covers(&run(3, 7)) && !whole.covers(&run(10, 21)));
+        let covers = |exact: &Exact, segments: &[Segment]| exact.covers(&read(segments));
+        let shard = budget.allocate(device, &read(&columns)).unwrap();
+        assert!(covers(&shard, &columns));
+        assert!(!covers(&shard, &run(0, 18)) && !covers(&shard, &run(4, 8)));
+        let whole = budget.allocate(device, &read(&run(0, 20))).unwrap();
+        assert!(covers(&whole, &columns) && covers(&whole, &run(3, 7)) && !covers(&whole, &run(10, 21)));
     }
 
     #[test]
     fn parts_grow_together() {
-        let mut budget = Budget::new(1000);
-        let mut first = budget.allocate(&run(10, 20)).unwrap();
-        first.values.fill(1.0);
-        let both = budget.extend(first, &run(0, 10)).unwrap();
-        assert!(both.covers(&run(0, 20)));
-        assert_eq!((both.values[9], both.values[10]), (0.0, 1.0));
+        let queue = queue();
+        let mut budget = Budget::new(Limit::Bytes(1000));
+        let mut first = budget.allocate(&queue.device, &read(&run(10, 20))).unwrap();
+        first.values.host_mut().unwrap().values.fill(1.0);
+        let both = budget.extend(&queue, first, &read(&run(0, 10))).unwrap();
+        assert!(both.covers(&read(&run(0, 20))));
+        let values = &both.values.host().unwrap().values;
+        assert_eq!((values[9], values[10]), (0.0, 1.0));
     }
 }
