@@ -3,7 +3,7 @@
 use super::boundary::{Failure, Outcome, guard};
 use super::handle::{fgs_scope, scope, with_front};
 use super::status::fgs_status;
-use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
+use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
 use super::text::{check_struct, required};
 use crate::scope::schema::Role;
 use crate::scope::{EXPERT, Front, HeadLayout, HeadMap, REPLICATED, Source, TIED, TensorSpec};
@@ -343,7 +343,7 @@ pub unsafe extern "C" fn fgs_bind_shard(
                 if tensor.is_null() {
                     return unbind();
                 }
-                let data = host_tensor(tensor)?;
+                let data = local_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
                 if data.numel() == 0 {
                     return unbind();

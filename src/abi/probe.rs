@@ -4,7 +4,7 @@ use super::boundary::{Failure, Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
 use super::step::on_stream;
-use super::tensor::{fgs_dltensor, host_tensor};
+use super::tensor::{fgs_dltensor, local_tensor};
 use super::text::{check_struct, required};
 use crate::device::{AttentionSource, QueryKey, Strided};
 use crate::scope::{Attention, HeadEffect, Mask, Outputs};
@@ -88,10 +88,10 @@ pub struct fgs_attention {
 /// Any strided view of up to four dimensions.
 ///
 /// # Safety
-/// As for `host_tensor`, and the tensor's elements must be readable and not written to during the call.
+/// As for `local_tensor`, and the tensor's elements must be readable and not written to during the call.
 unsafe fn strided(tensor: *const fgs_dltensor, argument: &str) -> Outcome<Strided> {
     // SAFETY: the caller's promise.
-    let view = unsafe { host_tensor(tensor)?.strided() };
+    let view = unsafe { local_tensor(tensor)?.strided() };
     view.ok_or_else(|| Failure::invalid(format!("{argument}.ndim: a probe's tensor has at most four dimensions")))
 }
 

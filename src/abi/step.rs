@@ -3,8 +3,9 @@
 use super::boundary::{Failure, Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
-use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
+use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
 use crate::device::Stream;
+use crate::device::cuda::load_driver;
 use crate::scope::Front;
 use std::ffi::c_void;
 
@@ -20,8 +21,8 @@ pub enum fgs_gradient_flag {
 /// The call that follows is ordered on `stream`. Without a device that has streams there is only NULL.
 pub(super) fn on_stream(front: &mut Front, stream: *mut c_void) -> Outcome<()> {
     if !stream.is_null() {
-        let text = "stream: this build measures host memory only, which needs no stream; pass NULL";
-        return Err(Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, text));
+        let refused = |error| format!("stream: {error}; host memory needs no stream: pass NULL");
+        load_driver().map_err(|error| Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, refused(error)))?;
     }
     front.on(Stream(stream));
     Ok(())
@@ -64,7 +65,7 @@ pub unsafe extern "C" fn fgs_gradient_feed(
         unsafe {
             with_front(scope, |front| {
                 on_stream(front, stream)?;
-                let data = host_tensor(tensor)?;
+                let data = local_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
                 Ok(front.feed(id, data.data()?, shard, scale)?)
             })

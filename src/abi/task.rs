@@ -4,7 +4,7 @@ use super::boundary::{Outcome, guard};
 use super::handle::{fgs_scope, with_front};
 use super::status::fgs_status;
 use super::step::on_stream;
-use super::tensor::{fgs_dltensor, fgs_shard, host_tensor, shard};
+use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
 use super::text::{optional, required};
 use std::ffi::{c_char, c_void};
 
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn fgs_reference_feed(
             with_front(scope, |front| {
                 on_stream(front, stream)?;
                 let task = required(task, "task")?;
-                let data = host_tensor(tensor)?;
+                let data = local_tensor(tensor)?;
                 let shard = self::shard(shard, data.numel())?;
                 Ok(front.reference_feed(task, id, data.data()?, shard, scale)?)
             })

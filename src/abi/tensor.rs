@@ -3,7 +3,8 @@
 use super::boundary::{Failure, Outcome};
 use super::status::fgs_status;
 use super::text::check_struct;
-use crate::device::{DType, Memory, Strided};
+use crate::device::cuda::check_pointer;
+use crate::device::{DType, Memory, Place, Strided};
 use crate::scope::{Data, Shard, View};
 use std::ffi::c_void;
 
@@ -13,7 +14,7 @@ use std::ffi::c_void;
 pub struct fgs_dltensor {
     /// First byte of the allocation.
     pub data: *mut c_void,
-    /// DLDeviceType: 1 host, 2 CUDA, 3 pinned host.
+    /// DLDeviceType: 1 host, 2 CUDA, 3 pinned host, 13 CUDA managed.
     pub device_type: i32,
     pub device_id: i32,
     pub ndim: i32,
@@ -53,9 +54,10 @@ pub struct fgs_shard {
 
 /// A tensor from C, checked.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HostTensor {
+pub(super) struct LocalTensor {
     base: *const u8,
     dtype: DType,
+    place: Place,
     dims: Dims,
 }
 
@@ -73,20 +75,21 @@ const MAX_DIMS: usize = 8;
 ///
 /// # Safety
 /// `tensor` must be NULL or readable, with `ndim` readable values behind `shape`, and behind `strides` unless NULL.
-pub(super) unsafe fn host_tensor(tensor: *const fgs_dltensor) -> Outcome<HostTensor> {
+pub(super) unsafe fn local_tensor(tensor: *const fgs_dltensor) -> Outcome<LocalTensor> {
     // SAFETY: the caller's promise.
     let Some(tensor) = (unsafe { tensor.as_ref() }) else { return Err(Failure::null("tensor")) };
     let unsupported = |text: String| Err(Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, text));
-    match tensor.device_type {
-        1 | 3 => {}
-        2 => {
-            let id = tensor.device_id;
-            return unsupported(format!(
-                "tensor.device: the data is on CUDA device {id}; this build measures host memory only"
-            ));
+    let place = match tensor.device_type {
+        1 | 3 => Place::Host,
+        // Managed memory is read where it is.
+        2 | 13 => match u32::try_from(tensor.device_id) {
+            Ok(ordinal) => Place::Cuda(ordinal),
+            Err(_) => return Err(Failure::invalid(format!("tensor.device: there is no device {}", tensor.device_id))),
+        },
+        other => {
+            return unsupported(format!("tensor.device: DLPack device type {other} is neither host nor CUDA memory"));
         }
-        other => return unsupported(format!("tensor.device: DLPack device type {other} is not host memory")),
-    }
+    };
     let dtype = match (tensor.dtype_code, tensor.dtype_bits, tensor.dtype_lanes) {
         (2, 64, 1) => DType::F64,
         (2, 32, 1) => DType::F32,
@@ -148,12 +151,46 @@ pub(super) unsafe fn host_tensor(tensor: *const fgs_dltensor) -> Outcome<HostTen
             dtype.size()
         )));
     }
-    Ok(HostTensor { base, dtype, dims })
+    let tensor = LocalTensor { base, dtype, place, dims };
+    tensor.check_place()?;
+    Ok(tensor)
 }
 
-impl HostTensor {
+impl LocalTensor {
     fn shape(&self) -> &[i64] {
         &self.dims.shape[..self.dims.count]
+    }
+
+    /// Device memory is what it is said to be, as far as the driver can tell.
+    fn check_place(&self) -> Outcome<()> {
+        let Place::Cuda(ordinal) = self.place else { return Ok(()) };
+        if self.numel() == 0 {
+            return Ok(());
+        }
+        let dims = self.shape().iter().zip(&self.dims.strides);
+        let last: i64 = dims.map(|(length, stride)| (length - 1) * stride).sum();
+        let bytes = (last as usize + 1) * self.dtype.size();
+        check_pointer(self.base as usize, bytes, ordinal)
+            .map_err(|error| Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, format!("tensor.data: {error}")))
+    }
+
+    /// Where the data lies.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The data's first element.
+    ///
+    /// # Safety
+    /// As for [`Memory::new`] or [`Memory::on_device`], whichever it is.
+    unsafe fn memory(&self) -> Memory {
+        // SAFETY: the caller's promise; alignment was checked by `local_tensor`.
+        unsafe {
+            match self.place {
+                Place::Host => Memory::new(self.base, self.dtype),
+                Place::Cuda(ordinal) => Memory::on_device(self.base, self.dtype, ordinal),
+            }
+        }
     }
 
     pub fn numel(&self) -> u64 {
@@ -180,8 +217,8 @@ impl HostTensor {
     /// # Safety
     /// Every element of the view must be readable and not written to during the call.
     pub unsafe fn strided(&self) -> Option<Strided> {
-        // SAFETY: the caller's promise; alignment was checked by `host_tensor`.
-        let memory = unsafe { Memory::new(self.base, self.dtype) };
+        // SAFETY: the caller's promise.
+        let memory = unsafe { self.memory() };
         let dims = &self.dims;
         Strided::new(memory, (0..dims.count).map(|k| (dims.shape[k] as u64, dims.strides[k])))
     }
@@ -212,8 +249,8 @@ impl HostTensor {
             shape = rest;
         }
         let rows = shape.first().map_or(1, |&rows| rows as u64);
-        // SAFETY: the caller's promise; alignment was checked by `host_tensor`.
-        let memory = unsafe { Memory::new(self.base, self.dtype) };
+        // SAFETY: the caller's promise.
+        let memory = unsafe { self.memory() };
         Ok(Data { memory, view, shape: (rows, numel.checked_div(rows).unwrap_or(0)) })
     }
 }

@@ -4,27 +4,58 @@
 //! the jobs of one call. Cost where all lie in one place, which is the common case: a comparison per job.
 
 use super::cpu::Cpu;
+use super::cuda::{Cuda, CudaError};
 use super::{
     AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Lost,
     ParameterFound, ParameterJob, Pending, Perturb, Place, RowsJob, ScatterJob, Stream, Values,
 };
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// More than any machine has.
+const CUDA_DEVICES: usize = 64;
 
 /// The devices of this process.
 pub struct Machine {
     cpu: Cpu,
+    /// By ordinal, from the first time that memory of theirs is named.
+    cuda: [OnceLock<Result<Cuda, CudaError>>; CUDA_DEVICES],
 }
 
 impl Machine {
     pub fn new(cpu: Cpu) -> Self {
-        Self { cpu }
+        Self { cpu, cuda: [const { OnceLock::new() }; CUDA_DEVICES] }
     }
 
     /// The device that reads `place`, if this build has one.
     fn device(&self, place: Place) -> Option<&dyn Device> {
         match place {
             Place::Host => Some(&self.cpu),
-            Place::Cuda(_) => None,
+            Place::Cuda(ordinal) => self.cuda(ordinal).ok().map(|cuda| cuda as &dyn Device),
+        }
+    }
+
+    fn cuda(&self, ordinal: u32) -> Result<&Cuda, CudaError> {
+        let none = || CudaError::Pointer(format!("there are at most {CUDA_DEVICES} CUDA devices"));
+        let device = self.cuda.get(ordinal as usize).ok_or_else(none)?;
+        device.get_or_init(|| Cuda::open(ordinal)).as_ref().map_err(CudaError::clone)
+    }
+
+    /// Gets the device that reads `place` ready; says why where there is none.
+    pub fn reach(&self, place: Place) -> Result<(), CudaError> {
+        match place {
+            Place::Host => Ok(()),
+            Place::Cuda(ordinal) => {
+                let failure = self.cuda(ordinal)?.failure();
+                failure.map_or(Ok(()), |reason| Err(CudaError::Failed(reason)))
+            }
+        }
+    }
+
+    /// Waits until devices have run everything that was enqueued on them.
+    pub fn settle_all(&self) {
+        for cuda in self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()) {
+            cuda.settle_all();
         }
     }
 
@@ -113,45 +144,41 @@ impl Device for Machine {
     }
 }
 
-impl Perturb for Machine {
-    fn gather(&self, jobs: &mut [GatherJob]) -> u64 {
+/// Moving parameters. Vectors are in host memory, and algebra on them is the CPU's.
+impl Machine {
+    /// Reads slices into vectors, and waits for them. Returns how many values are not finite afterwards.
+    pub fn gather(&self, stream: Stream, jobs: &mut [GatherJob]) -> u64 {
         let shares = jobs.chunk_by_mut(|one, next| one.read.memory.place == next.read.memory.place);
-        let gather = |jobs: &mut [GatherJob]| match self.device(jobs[0].read.memory.place) {
-            Some(device) => device.gather(jobs),
-            // What cannot be read is no number.
-            None => jobs
-                .iter_mut()
-                .map(|job| {
+        let gather = |jobs: &mut [GatherJob]| match jobs[0].read.memory.place {
+            Place::Host => self.cpu.gather(jobs),
+            Place::Cuda(ordinal) => match self.cuda(ordinal) {
+                Ok(cuda) => cuda.gather(stream, jobs),
+                // What cannot be read is no number.
+                Err(_) => jobs.iter_mut().fold(0, |bad, job| {
                     job.values.fill(f32::NAN);
-                    job.values.len() as u64
-                })
-                .sum(),
+                    bad + job.values.len() as u64
+                }),
+            },
         };
         shares.map(gather).sum()
     }
 
-    fn scatter(&self, jobs: &mut [ScatterJob]) {
+    /// Writes slices of the parameters, and waits until that is done.
+    pub fn scatter(&self, stream: Stream, jobs: &mut [ScatterJob]) {
         for jobs in jobs.chunk_by_mut(|one, next| one.target.place == next.target.place) {
-            if let Some(device) = self.device(jobs[0].target.place) {
-                device.scatter(jobs);
+            match jobs[0].target.place {
+                Place::Host => self.cpu.scatter(jobs),
+                Place::Cuda(ordinal) => {
+                    if let Ok(cuda) = self.cuda(ordinal) {
+                        cuda.scatter(stream, jobs);
+                    }
+                }
             }
         }
     }
 
-    fn dot(&self, x: &[f32], y: &[f32]) -> f64 {
-        self.cpu.dot(x, y)
-    }
-
-    fn combine(&self, y: &mut [f32], keep: f64, terms: &[(f64, &[f32])]) {
-        self.cpu.combine(y, keep, terms);
-    }
-
-    fn multiply(&self, y: &mut [f32], x: &[f32]) {
-        self.cpu.multiply(y, x);
-    }
-
-    fn signs(&self, y: &mut [f32], seed: u64, scale: f32) {
-        self.cpu.signs(y, seed, scale);
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
     }
 }
 
@@ -200,7 +227,7 @@ mod tests {
         assert_eq!(machine.memory_bytes(memory.place), 0);
         let mut values = [0.0; 4];
         let gather = GatherJob { read: read(memory), gather: Gather::Copy, values: &mut values };
-        assert_eq!(machine.gather(&mut [gather]), 4);
+        assert_eq!(machine.gather(Stream::NULL, &mut [gather]), 4);
         assert!(values.iter().all(|value| value.is_nan()));
     }
 }

@@ -110,6 +110,11 @@ impl Memory {
         Self { base, dtype, place: Place::Cuda(ordinal) }
     }
 
+    /// The first element's address.
+    pub(super) fn address(self) -> *const u8 {
+        self.base
+    }
+
     /// Address of an element, which need not exist: for prefetching.
     pub(super) fn address_of(self, offset: i64) -> *const u8 {
         self.base.wrapping_offset(offset as isize * self.dtype.size() as isize)
@@ -191,6 +196,11 @@ impl Memory {
 }
 
 impl Writable {
+    /// The same buffer for reading.
+    pub(super) fn memory(self) -> Memory {
+        Memory { base: self.base.cast_const().cast(), dtype: DType::F32, place: self.place }
+    }
+
     /// Writes `values`, the first at `offset`, `stride` elements apart.
     ///
     /// # Safety

@@ -6,6 +6,7 @@
 //! because trainers reuse buffers. What it finds may land later than the call returns: [`Pending`].
 
 pub mod cpu;
+pub mod cuda;
 mod float8;
 mod machine;
 mod memory;
@@ -121,6 +122,13 @@ pub struct TaskJob<'a> {
     pub drift_sketch: bool,
 }
 
+impl<'a> TaskJob<'a> {
+    /// All kept values that are compared with.
+    fn kept(&self) -> impl Iterator<Item = &'a Values> {
+        [self.reference, self.anchor, self.snapshot].into_iter().flatten().map(|kept| kept.values)
+    }
+}
+
 /// What was found of a slice of the parameters.
 #[derive(Debug, Default)]
 pub struct ParameterFound {
@@ -146,7 +154,7 @@ pub struct TaskFound {
 /// Takes sums over the memory of one kind of device.
 ///
 /// All memory that one call's jobs name is reached from the same place; [`Machine`] sees to that.
-pub trait Device: Perturb + Send + Sync {
+pub trait Device: Send + Sync {
     /// Storage for `len` values, all zero, that reads of `place` can be compared with; `None` if there is no room.
     fn values(&self, place: Place, len: usize) -> Option<Values>;
 

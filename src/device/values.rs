@@ -4,6 +4,7 @@
 //! which the CPU needs before a pass; a CUDA device takes both within the pass.
 
 use super::Place;
+use super::cuda::CudaValues;
 
 /// fp32 numbers in memory that one device reads and writes.
 #[derive(Debug)]
@@ -14,6 +15,7 @@ pub struct Values {
 #[derive(Debug)]
 enum Storage {
     Host(HostValues),
+    Cuda(CudaValues),
 }
 
 /// Values in host memory.
@@ -35,6 +37,7 @@ impl Values {
     pub fn len(&self) -> usize {
         match &self.storage {
             Storage::Host(host) => host.values.len(),
+            Storage::Cuda(cuda) => cuda.len,
         }
     }
 
@@ -46,6 +49,7 @@ impl Values {
     pub fn place(&self) -> Place {
         match &self.storage {
             Storage::Host(_) => Place::Host,
+            Storage::Cuda(cuda) => Place::Cuda(cuda.ordinal()),
         }
     }
 
@@ -53,6 +57,7 @@ impl Values {
     pub fn host(&self) -> Option<&HostValues> {
         match &self.storage {
             Storage::Host(host) => Some(host),
+            Storage::Cuda(_) => None,
         }
     }
 
@@ -60,7 +65,22 @@ impl Values {
     pub fn host_mut(&mut self) -> Option<&mut HostValues> {
         match &mut self.storage {
             Storage::Host(host) => Some(host),
+            Storage::Cuda(_) => None,
         }
+    }
+
+    /// The values, if they lie where a CUDA device keeps them.
+    pub fn cuda(&self) -> Option<&CudaValues> {
+        match &self.storage {
+            Storage::Host(_) => None,
+            Storage::Cuda(cuda) => Some(cuda),
+        }
+    }
+}
+
+impl From<CudaValues> for Values {
+    fn from(cuda: CudaValues) -> Self {
+        Self { storage: Storage::Cuda(cuda) }
     }
 }
 

@@ -173,6 +173,8 @@ impl Scope {
     pub fn close(self) {
         let mut front = self.front.into_inner();
         front.give_up_curvature();
+        // What is on its way lands, or never will.
+        front.queue.device.settle_all();
         front.drain.close();
     }
 }
@@ -212,11 +214,18 @@ impl Front {
 
     /// Says where local data of a tensor lies from now on.
     pub fn bind(&mut self, id: u32, source: Source, data: Data, shard: Option<Shard>) -> Result<()> {
+        self.reach(data)?;
         if self.catalog.bind(id, source, data, shard, &self.options)? {
             self.announce(id);
         }
         self.after_binding(source);
         Ok(())
+    }
+
+    /// The device that reads the data is there.
+    fn reach(&self, data: Data) -> Result<()> {
+        let place = data.memory.place;
+        self.queue.device.reach(place).map_err(|error| Error::Unsupported(format!("tensor.device: {place}: {error}")))
     }
 
     pub fn unbind(&mut self, id: u32, source: Source) -> Result<()> {

@@ -41,7 +41,7 @@ impl CudaError {
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// Every function that the library calls.
-const FUNCTIONS: [&str; 33] = [
+const FUNCTIONS: [&str; 34] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -57,6 +57,7 @@ const FUNCTIONS: [&str; 33] = [
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuModuleGetFunction",
+    "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuMemAlloc_v2",

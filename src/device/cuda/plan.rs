@@ -111,14 +111,10 @@ impl Tables {
         });
         ItemId { stage, index: list.len() - 1 }
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.items.iter().all(Vec::is_empty)
-    }
 }
 
 /// How the items of one stage are shared out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Arranged {
     pub stage: Stage,
     /// Among the items of all stages.
@@ -154,7 +150,7 @@ pub struct Room {
 
 impl Plan {
     /// `room`: what there is for a stage whose largest sketch has so many rows.
-    pub fn new(tables: Tables, room: impl Fn(Stage, u32) -> Room) -> Self {
+    pub fn new<E>(tables: Tables, room: impl Fn(Stage, u32) -> Result<Room, E>) -> Result<Self, E> {
         let Tables { items: lists, runs, pairs } = tables;
         let (mut items, mut stages, mut firsts) = (Vec::new(), Vec::new(), [0; 3]);
         let mut slot_bytes = size_of::<SlotHeader>().next_multiple_of(64);
@@ -165,7 +161,7 @@ impl Plan {
                 continue;
             }
             let rows = list.iter().map(|item| item.sketch_rows).max().unwrap_or(0);
-            let Room { blocks, shared_rows } = room(stage, rows);
+            let Room { blocks, shared_rows } = room(stage, rows)?;
             let (tiles, blocks, sums, partial) = share_out(&mut list, u64::from(blocks));
             for item in &mut list {
                 item.out_sums = slot_bytes as u64;
@@ -184,7 +180,7 @@ impl Plan {
                 partial_bytes: partial as usize * stage.bucket(),
             });
         }
-        Self { items, runs, pairs, stages, slot_bytes, firsts }
+        Ok(Self { items, runs, pairs, stages, slot_bytes, firsts })
     }
 
     /// The tables as they lie in device memory: items, runs, pairs.
@@ -250,7 +246,8 @@ mod tests {
                 let read = SliceRead { layout, memory, segments };
                 tables.add(Stage::Narrow, &Measured { with_sketch: true, ..Measured::of(read) });
             }
-            let plan = Plan::new(tables, |_, rows| Room { blocks, shared_rows: rows });
+            let room = |_, rows| Ok::<_, ()>(Room { blocks, shared_rows: rows });
+            let plan = Plan::new(tables, room).unwrap();
             let stage = &plan.stages[0];
             let range = |block: u64| {
                 let (blocks, tiles) = (u64::from(stage.blocks), stage.tiles);

@@ -20,14 +20,19 @@ impl CudaValues {
         Self { buffer, len, fresh: AtomicBool::new(true) }
     }
 
-    /// The zeros are still to be written; the caller does it before anything else.
-    pub fn take_fresh(&self) -> bool {
-        self.fresh.swap(false, Ordering::Relaxed)
+    /// Address and length in bytes if the zeros are still to be written; the caller does it before anything else.
+    pub fn take_fresh(&self) -> Option<(u64, usize)> {
+        self.fresh.swap(false, Ordering::Relaxed).then(|| (self.buffer.address(), 4 * self.len))
     }
 
     pub fn ordinal(&self) -> u32 {
         self.buffer.context().ordinal
     }
+}
+
+/// Addresses and lengths of the values that are used for the first time.
+pub fn fresh<'a>(values: impl Iterator<Item = &'a Values>) -> Vec<(u64, usize)> {
+    values.filter_map(|values| values.cuda()?.take_fresh()).collect()
 }
 
 /// The values as kernels find them.

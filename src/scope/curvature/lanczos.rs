@@ -7,7 +7,7 @@
 //! Vectors are fp32: rounding them to 2⁻²⁴ is far below the error of products by differences, and inner products are fp64.
 //! Cost of a step over n elements: 2k + 1 reads of n for k vectors kept, and two writes.
 
-use crate::device::Device;
+use crate::device::Perturb;
 use crate::stats::spectrum::Recurrence;
 use crate::stats::tridiagonal::Eigen;
 
@@ -46,7 +46,7 @@ impl Lanczos {
     }
 
     /// Takes w = H·current and makes the next vector of it; w becomes a buffer to be used again.
-    pub fn advance(&mut self, device: &dyn Device, w: &mut Vec<f32>) {
+    pub fn advance(&mut self, device: &dyn Perturb, w: &mut Vec<f32>) {
         let alpha = device.dot(self.current(), w);
         // Twice is enough (Kahan; Giraud, Langou & Rozložník 2005): the second pass removes what rounding left of the first.
         for _ in 0..2 {
@@ -69,7 +69,7 @@ impl Lanczos {
     }
 
     /// The eigenvectors of the `count` largest eigenvalues, largest first, of a run that kept its basis.
-    pub fn eigenvectors(&self, device: &dyn Device, count: usize) -> Vec<Vec<f32>> {
+    pub fn eigenvectors(&self, device: &dyn Perturb, count: usize) -> Vec<Vec<f32>> {
         if !self.keeps_basis {
             return Vec::new();
         }

@@ -188,7 +188,7 @@ impl Front {
                  raise FGS_BUDGET_BYTES or FGS_REFERENCE_BUDGET"
             ))
         })?;
-        let copied = run.keep_originals(&self.catalog, &self.queue.device).and_then(|bad| match bad {
+        let copied = run.keep_originals(&self.catalog, &self.queue).and_then(|bad| match bad {
             0 => self.task(task),
             bad => Err(invalid!("fgs_curvature_begin: {bad} parameters are not finite")),
         });
@@ -219,7 +219,7 @@ impl Front {
         };
         let task = run.sums.task;
         let snapshot = tasks.list[usize::from(task)].snapshot.as_deref();
-        let request = run.request(&queue.device, &Earlier { snapshot, eigenvectors: kept.get(&task) });
+        let request = run.request(queue, &Earlier { snapshot, eigenvectors: kept.get(&task) });
         if request.want == Want::Done {
             self.complete_curvature();
         }
@@ -240,7 +240,7 @@ impl Front {
             State::Idle => return Err(no_run("fgs_curvature_submit")),
         };
         let bad = if loss.is_finite() {
-            match run.accept(catalog, &queue.device, loss, scale)? {
+            match run.accept(catalog, queue, loss, scale)? {
                 None => return Ok(()),
                 Some(Ended::Complete) => {
                     self.complete_curvature();
@@ -263,7 +263,7 @@ impl Front {
     /// Puts the parameters back and forgets a run that is not complete.
     pub fn give_up_curvature(&mut self) {
         if let State::Running(run) = std::mem::take(&mut self.curvature.state) {
-            run.restore(&self.queue.device);
+            run.restore(&self.queue);
             self.budget.give_back(run.reserved);
             self.fault(Fault::Curvature);
         }
@@ -295,7 +295,7 @@ impl Front {
     /// Puts the parameters back and hands over what was found.
     fn complete_curvature(&mut self) {
         let State::Running(run) = std::mem::take(&mut self.curvature.state) else { return };
-        run.restore(&self.queue.device);
+        run.restore(&self.queue);
         let (reserved, is_base) = (run.reserved, run.is_base);
         let (_, total) = run.progress();
         let (eigenvectors, sums) = run.finish();

@@ -17,7 +17,7 @@ use super::space::Space;
 use super::sums::{BlockSums, CurvatureSums};
 use super::work::{Earlier, Eigenvectors, Ground, Work};
 use super::{Request, Settings, Want};
-use crate::device::{Device, Gather};
+use crate::device::{Device, Gather, Perturb};
 use crate::scope::Result;
 use crate::scope::catalog::{Catalog, Source};
 use crate::scope::storage::Budget;
@@ -120,19 +120,19 @@ impl Run {
     }
 
     /// Copies the parameters. Returns how many of them are not finite.
-    pub fn keep_originals(&mut self, catalog: &Catalog, device: &dyn Device) -> Result<u64> {
+    pub fn keep_originals(&mut self, catalog: &Catalog, device: &dyn Perturb) -> Result<u64> {
         let bad = self.space.gather(catalog, device, Source::Parameter, Gather::Copy, &mut self.original)?;
         self.enter(None, device);
         Ok(bad)
     }
 
     /// Every bit of the parameters is as it was.
-    pub fn restore(&self, device: &dyn Device) {
+    pub fn restore(&self, device: &dyn Perturb) {
         self.space.scatter(device, &self.original, &[], 0.0);
     }
 
     /// Moves the parameters to where the next gradient or loss is wanted.
-    pub fn request(&mut self, device: &dyn Device, earlier: &Earlier) -> Request {
+    pub fn request(&mut self, device: &dyn Perturb, earlier: &Earlier) -> Request {
         while let Some((item, second)) = self.plan.current() {
             if !second {
                 if self.work.block != item.block() {
@@ -157,7 +157,7 @@ impl Run {
     }
 
     /// Takes the answer. `Err` as an argument that is refused: the same request stands.
-    pub fn accept(&mut self, catalog: &Catalog, device: &dyn Device, loss: f64, scale: f64) -> Result<Option<Ended>> {
+    pub fn accept(&mut self, catalog: &Catalog, device: &dyn Perturb, loss: f64, scale: f64) -> Result<Option<Ended>> {
         let Some((item, second)) = self.plan.current() else { return Ok(Some(Ended::Complete)) };
         if !matches!(item, Item::Loss { .. }) {
             let gather = match (item, second) {
@@ -196,7 +196,7 @@ impl Run {
     }
 
     /// Turns to the whole model or to one tensor: fresh vectors, and the length that steps are relative to.
-    fn enter(&mut self, block: Option<usize>, device: &dyn Device) {
+    fn enter(&mut self, block: Option<usize>, device: &dyn Perturb) {
         // What is not needed any more is freed before as much is allocated.
         self.work = Work::default();
         let space = block.map_or(&self.space, |block| &self.blocks[block]);
@@ -223,7 +223,7 @@ impl Run {
         self.plan.skip();
     }
 
-    fn move_to(&self, item: Item, second: bool, device: &dyn Device) {
+    fn move_to(&self, item: Item, second: bool, device: &dyn Perturb) {
         match item {
             Item::Gradient => {}
             Item::Loss { point } => {
@@ -243,7 +243,7 @@ impl Run {
     }
 
     /// Draws from an item what it was for. Signs are drawn with the square 1.
-    fn complete(&mut self, item: Item, device: &dyn Device, loss: f64) {
+    fn complete(&mut self, item: Item, device: &dyn Perturb, loss: f64) {
         let elements = self.active().elements as f64;
         let position = if let Item::Loss { point } = item { self.position(point) } else { f64::NAN };
         let Self { work, sums, .. } = self;
@@ -278,7 +278,7 @@ impl Run {
         }
     }
 
-    fn lanczos_step(&mut self, item: Item, device: &dyn Device) {
+    fn lanczos_step(&mut self, item: Item, device: &dyn Perturb) {
         let Self { work, sums, plan, .. } = self;
         if matches!(item, Item::Lanczos { .. }) && work.lanczos.as_ref().is_some_and(Lanczos::is_fresh) {
             sums.traces.push(sums.elements * work.along(device));

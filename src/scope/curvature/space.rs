@@ -5,7 +5,7 @@
 //! they do not depend on threads, addresses or the order of registration.
 
 use super::claim::Claim;
-use crate::device::{DType, Device, Gather, GatherJob, ScatterJob, Segment, SliceRead, Writable};
+use crate::device::{DType, Gather, GatherJob, Perturb, ScatterJob, Segment, SliceRead, Writable};
 use crate::scope::catalog::{Binding, Catalog, REPLICATED, Source, Tensor};
 use crate::scope::error::invalid;
 use crate::scope::{Error, Result};
@@ -130,7 +130,7 @@ impl Space {
     }
 
     /// Fills a vector with fair signs times `scale`.
-    pub fn signs(&self, device: &dyn Device, out: &mut [f32], family: Family, vector: u32, seed: u64, scale: f64) {
+    pub fn signs(&self, device: &dyn Perturb, out: &mut [f32], family: Family, vector: u32, seed: u64, scale: f64) {
         let draw = mix(seed ^ mix((family as u64) << 32 | u64::from(vector)));
         let seeds: Vec<u64> = self.parts.iter().map(|part| mix(part.seed ^ draw)).collect();
         for (part, seed) in self.split(out).into_iter().zip(seeds) {
@@ -142,7 +142,7 @@ impl Space {
     pub fn gather(
         &self,
         catalog: &Catalog,
-        device: &dyn Device,
+        device: &dyn Perturb,
         source: Source,
         gather: Gather,
         out: &mut [f32],
@@ -164,7 +164,7 @@ impl Space {
     }
 
     /// Sets the parameters to `original` (over the whole model) plus `step` times `direction` (over this space, or empty).
-    pub fn scatter(&self, device: &dyn Device, original: &[f32], direction: &[f32], step: f64) {
+    pub fn scatter(&self, device: &dyn Perturb, original: &[f32], direction: &[f32], step: f64) {
         let original = &original[self.offset..];
         let jobs = self.parts.iter().map(|part| ScatterJob {
             target: part.target,

@@ -4,7 +4,7 @@ use super::Settings;
 use super::lanczos::Lanczos;
 use super::plan::Item;
 use super::space::{Family, Part, Space};
-use crate::device::Device;
+use crate::device::Perturb;
 use crate::scope::storage::Exact;
 
 /// What is kept of a task at its base.
@@ -46,7 +46,7 @@ impl Earlier<'_> {
 
 /// What directions are made from.
 pub struct Ground<'a> {
-    pub device: &'a dyn Device,
+    pub device: &'a dyn Perturb,
     /// The whole model or one tensor.
     pub space: &'a Space,
     /// The parameters, over the whole model.
@@ -146,12 +146,12 @@ impl Work {
     }
 
     /// vᵀHv.
-    pub fn along(&self, device: &dyn Device) -> f64 {
+    pub fn along(&self, device: &dyn Perturb) -> f64 {
         device.dot(self.direction(), &self.w)
     }
 
     /// Hutch++: takes the product's direction out of the rest, unless it lies in what was taken out already.
-    pub fn capture(&mut self, device: &dyn Device, resolution: f64) {
+    pub fn capture(&mut self, device: &dyn Perturb, resolution: f64) {
         let before = device.dot(&self.w, &self.w);
         take_out(device, &mut self.w, &self.captured);
         let left = device.dot(&self.w, &self.w);
@@ -165,7 +165,7 @@ impl Work {
 }
 
 /// Removes from `x` what lies along orthonormal vectors, twice: see [`Lanczos::advance`].
-fn take_out(device: &dyn Device, x: &mut [f32], basis: &[Vec<f32>]) {
+fn take_out(device: &dyn Perturb, x: &mut [f32], basis: &[Vec<f32>]) {
     for _ in 0..2 {
         let terms: Vec<(f64, &[f32])> = basis.iter().map(|q| (-device.dot(q, x), q.as_slice())).collect();
         device.combine(x, 1.0, &terms);

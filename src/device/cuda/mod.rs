@@ -1,0 +1,197 @@
+//! Tensors in the memory of a CUDA device: kernels on the trainer's stream, results that land in pinned host memory.
+//!
+//! The library is a guest. It uses the context that the trainer uses and restores what was current; in a step it enqueues
+//! launches and nothing that waits, allocates or frees. A pass is one fused launch over all slices and a small finishing
+//! one ([`plan`], [`jobs`]); what they read beside the trainer's memory are tables that stay on the device until a pointer
+//! changes. Results are written to mapped pinned memory ([`results`]), where the drain thread looks for them without a CUDA
+//! call. Passes on different streams are ordered by an event, since they share copies and scratch memory.
+//!
+//! Errors cost the pass that they hit; one that the driver never recovers from ends measuring on the device. The trainer
+//! sees neither.
+
+mod driver;
+mod jobs;
+mod memory;
+mod module;
+mod moves;
+mod pass;
+mod plan;
+mod probe;
+mod results;
+mod table;
+mod values;
+
+pub use driver::{CudaError, check_pointer, load as load_driver};
+pub use values::CudaValues;
+
+use super::{
+    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Lost,
+    ParameterFound, ParameterJob, Pending, Place, RowsJob, ScatterJob, Stream, TaskJob, Values,
+};
+use driver::{Current, Result};
+use jobs::Decode;
+use memory::{Context, Kind};
+use module::Kernels;
+use parking_lot::Mutex;
+use pass::State;
+use plan::Tables;
+use results::{Health, Results};
+use std::sync::Arc;
+
+/// A CUDA device.
+pub struct Cuda {
+    context: Arc<Context>,
+    kernels: Kernels,
+    memory_bytes: u64,
+    health: Arc<Health>,
+    state: Mutex<State>,
+}
+
+impl Cuda {
+    /// Gets the device with this ordinal ready. Takes up to a second the first time.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        let context = Context::of(ordinal)?;
+        let _current = context.enter()?;
+        let _relaxed = driver::Relaxed::enter()?;
+        let kernels = Kernels::load(&context)?;
+        let memory_bytes = driver::memory_bytes(context.device)?;
+        let state = Mutex::new(State::new(&context)?);
+        Ok(Self { context, kernels, memory_bytes, health: Arc::default(), state })
+    }
+
+    /// Why nothing is measured on the device any more.
+    pub fn failure(&self) -> Option<String> {
+        self.health.failure()
+    }
+
+    /// Waits until everything that was enqueued has run: where the trainer waits anyway, as when a scope closes. What will
+    /// not land any more is lost from then on.
+    pub fn settle_all(&self) {
+        let waited = self.guarded(|| self.state.lock().wait());
+        if let Err(error) = waited {
+            self.health.fail(&error.to_string());
+        }
+    }
+
+    /// Runs something with the context current, unless the device failed before. Remembers failures that stay.
+    fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if let Some(reason) = self.health.failure() {
+            return Err(CudaError::Failed(reason));
+        }
+        let outcome = self.context.enter().and_then(|_current: Current| work());
+        if let Err(error) = &outcome
+            && error.is_sticky()
+        {
+            self.health.fail(&error.to_string());
+        }
+        outcome
+    }
+
+    /// Enqueues a pass.
+    fn pass<T: Send + 'static>(&self, stream: Stream, tables: Tables, decode: Decode<T>) -> Pending<T> {
+        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, tables));
+        match enqueued {
+            Ok((cached, landing)) => Pending::landing(move || {
+                let found = landing.look()?;
+                Some(found.map(|slot| decode(&Results { plan: &cached.plan, slot })))
+            }),
+            Err(error) => self.lost(&error),
+        }
+    }
+
+    fn lost<T: Send + 'static>(&self, error: &CudaError) -> Pending<T> {
+        Pending::lost(Lost(format!("CUDA device {}: {error}", self.context.ordinal)))
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Buffers must not go back to the driver under a kernel that is still to run.
+        self.settle_all();
+        if let Ok(_current) = self.context.enter() {
+            self.state.get_mut().close();
+        }
+    }
+}
+
+impl Device for Cuda {
+    fn values(&self, _: Place, len: usize) -> Option<Values> {
+        let buffer = self.guarded(|| self.context.allocate(Kind::Device, 4 * len)).ok()?;
+        Some(Values::from(CudaValues::new(buffer, len)))
+    }
+
+    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) {
+        let (Some(source), Some(target)) = (source.cuda(), target.cuda()) else { return };
+        // A failure that matters stays, and is seen by the pass that follows.
+        let _ = self.guarded(|| self.state.lock().copy(stream, source, target, at));
+    }
+
+    fn settle(&self, _: &mut Values) {}
+
+    fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
+        let mut tables = Tables::default();
+        let fresh = values::fresh(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
+        let decode = jobs::gradients(&mut tables, jobs);
+        self.zero(stream, fresh);
+        self.pass(stream, tables, decode)
+    }
+
+    fn accumulate(&self, stream: Stream, jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
+        let mut tables = Tables::default();
+        let fresh = values::fresh(jobs.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
+        let decode = jobs::accumulate(&mut tables, jobs);
+        self.zero(stream, fresh);
+        self.pass(stream, tables, decode)
+    }
+
+    fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
+        let mut tables = Tables::default();
+        let kept = jobs.iter().flat_map(|job| {
+            let tasks = job.tasks.iter().flat_map(TaskJob::kept);
+            tasks.chain(job.copy.as_ref().map(|copy| &*copy.values))
+        });
+        let fresh = values::fresh(kept);
+        let decode = jobs::parameters(&mut tables, jobs);
+        self.zero(stream, fresh);
+        self.pass(stream, tables, decode)
+    }
+
+    fn rows(&self, stream: Stream, job: RowsJob) -> Pending<Vec<f32>> {
+        self.probe_rows(stream, job)
+    }
+
+    fn attention(&self, stream: Stream, job: AttentionJob) -> Pending<AttentionFound> {
+        self.probe_attention(stream, job)
+    }
+
+    fn memory_bytes(&self, _: Place) -> u64 {
+        self.memory_bytes
+    }
+}
+
+impl Cuda {
+    /// Writes the zeros of values that are used for the first time. A failure that matters stays, and is seen by the pass.
+    fn zero(&self, stream: Stream, fresh: Vec<(u64, usize)>) {
+        if !fresh.is_empty() {
+            let _ = self.guarded(|| self.state.lock().zero(stream, &fresh));
+        }
+    }
+
+    /// Reads slices into vectors; waits for them. Returns how many values are not finite afterwards.
+    pub fn gather(&self, stream: Stream, jobs: &mut [GatherJob]) -> u64 {
+        match self.guarded(|| self.state.lock().gather(&self.kernels, stream, jobs)) {
+            Ok(bad) => bad,
+            // What cannot be read is no number.
+            Err(_) => jobs.iter_mut().fold(0, |bad, job| {
+                job.values.fill(f32::NAN);
+                bad + job.values.len() as u64
+            }),
+        }
+    }
+
+    /// Writes slices of the parameters; waits for them.
+    pub fn scatter(&self, stream: Stream, jobs: &[ScatterJob]) {
+        // A device that cannot be written to cannot train either.
+        let _ = self.guarded(|| self.state.lock().scatter(&self.kernels, stream, jobs));
+    }
+}

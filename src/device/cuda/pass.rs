@@ -1,0 +1,314 @@
+//! Enqueuing: what a device keeps between calls, and the launches of a pass.
+
+use super::driver::{Result, call};
+use super::memory::{Buffer, Context, Kind};
+use super::module::{Kernels, shared_bytes};
+use super::plan::{Plan, Tables};
+use super::results::{Health, Landing, Slot};
+use super::table::{self, FinishParams, Item, MeasureParams, Run};
+use super::values::CudaValues;
+use super::CudaError;
+use crate::device::Stream;
+use cudarc::driver::sys::{self, CUevent, CUstream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Plans that are kept. A trainer has one per pass; who feeds tensors one by one from changing buffers has more, and
+/// uploads tables anyway.
+const PLANS: usize = 64;
+
+/// Results of one plan that may be on their way.
+const SLOTS: usize = 8;
+
+/// What is between two calls.
+pub struct State {
+    context: Arc<Context>,
+    /// Least recently used first.
+    plans: Vec<Arc<Cached>>,
+    /// Partial sums and sketches of the pass that runs.
+    sums: Option<Buffer>,
+    partials: Option<Buffer>,
+    /// Zero between launches: how many blocks of the one that runs are done.
+    done: Option<Buffer>,
+    /// Number of the latest result.
+    sequence: u64,
+    /// Recorded after the latest work, on the stream that it is on.
+    event: Event,
+    stream: Option<Stream>,
+    /// Memory that something enqueued reads, until its result has landed.
+    in_flight: Vec<(Arc<Slot>, u64, Vec<Buffer>)>,
+}
+
+struct Event(CUevent);
+
+// SAFETY: a handle that may be used from any thread.
+unsafe impl Send for Event {}
+
+/// A plan whose tables are on the device.
+pub struct Cached {
+    pub plan: Plan,
+    bytes: Vec<u8>,
+    tables: Buffer,
+    /// What the upload reads.
+    _staging: Buffer,
+    slots: parking_lot::Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    all: Vec<Arc<Slot>>,
+    /// The latest launch's.
+    latest: Option<(Arc<Slot>, u64)>,
+}
+
+impl Cached {
+    /// A slot that nobody waits for: a new one, or where there are enough of them, that which the drain thread is done with
+    /// first. Steps never wait here, since the scope lets only a few of them be on their way; reference batches may, when the
+    /// trainer has queued [`SLOTS`] of them.
+    fn slot(&self, context: &Arc<Context>, health: &Health, sequence: u64) -> Result<Arc<Slot>> {
+        loop {
+            let mut slots = self.slots.lock();
+            slots.latest = None;
+            // The list's own is the only count.
+            let free = slots.all.iter().find(|slot| Arc::strong_count(slot) == 1).cloned();
+            let slot = match free {
+                Some(slot) => slot,
+                None if slots.all.len() < SLOTS => {
+                    let slot = Arc::new(Slot::new(context.allocate(Kind::Pinned, self.plan.slot_bytes)?));
+                    slots.all.push(slot.clone());
+                    slot
+                }
+                None => {
+                    drop(slots);
+                    if let Some(reason) = health.failure() {
+                        return Err(CudaError::Failed(reason));
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                    continue;
+                }
+            };
+            slots.latest = Some((slot.clone(), sequence));
+            return Ok(slot);
+        }
+    }
+
+    /// Nothing of the plan is still to run.
+    fn is_idle(&self) -> bool {
+        self.slots.lock().latest.as_ref().is_none_or(|(slot, sequence)| slot.has(*sequence))
+    }
+}
+
+impl State {
+    /// The context must be current.
+    pub fn new(context: &Arc<Context>) -> Result<Self> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { call!(cuEventCreate(&mut event, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32))? };
+        Ok(Self {
+            context: context.clone(),
+            plans: Vec::new(),
+            sums: None,
+            partials: None,
+            done: None,
+            sequence: 0,
+            event: Event(event),
+            stream: None,
+            in_flight: Vec::new(),
+        })
+    }
+
+    /// Frees what is the driver's. The context must be current, and nothing be running.
+    pub fn close(&mut self) {
+        // SAFETY: created by `new`, and not used again. The driver may be gone already, and says so.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.event.0) };
+    }
+
+    /// Waits until everything that was enqueued has run.
+    pub fn wait(&mut self) -> Result<()> {
+        if self.stream.is_none() {
+            return Ok(());
+        }
+        // SAFETY: the event was created by `new`.
+        unsafe { call!(cuEventSynchronize(self.event.0)) }
+    }
+
+    /// What comes next on `stream` runs after everything before it on other streams.
+    pub fn begin(&mut self, stream: Stream) -> Result<CUstream> {
+        let handle: CUstream = stream.0.cast();
+        if is_capturing(handle)? {
+            return Err(CudaError::Pointer("the stream is being captured into a graph".into()));
+        }
+        if self.stream.is_some_and(|before| before != stream) {
+            // SAFETY: the event was created by `new` and recorded by `end`; the stream is the trainer's.
+            unsafe { call!(cuStreamWaitEvent(handle, self.event.0, 0))? };
+        }
+        Ok(handle)
+    }
+
+    pub fn end(&mut self, stream: Stream) -> Result<()> {
+        // SAFETY: the event was created by `new`; the stream is the trainer's.
+        unsafe { call!(cuEventRecord(self.event.0, stream.0.cast()))? };
+        self.stream = Some(stream);
+        Ok(())
+    }
+
+    /// Number of the next result.
+    pub fn next(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Keeps memory until what reads it has landed.
+    pub fn keep(&mut self, slot: Arc<Slot>, sequence: u64, buffers: Vec<Buffer>) {
+        self.in_flight.retain(|(slot, sequence, _)| !slot.has(*sequence));
+        self.in_flight.push((slot, sequence, buffers));
+    }
+
+    /// The counter of finished blocks; zero when it is handed out the first time.
+    pub fn done(&mut self, stream: CUstream) -> Result<u64> {
+        if self.done.is_none() {
+            let buffer = self.context.allocate(Kind::Device, 4)?;
+            // SAFETY: the buffer is ours.
+            unsafe { call!(cuMemsetD8Async(buffer.address(), 0, buffer.bytes(), stream))? };
+            self.done = Some(buffer);
+        }
+        Ok(self.done.as_ref().map_or(0, Buffer::address))
+    }
+
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Enqueues the launches of a pass. The context must be current.
+    pub fn enqueue(
+        &mut self,
+        kernels: &Kernels,
+        health: &Arc<Health>,
+        stream: Stream,
+        tables: Tables,
+    ) -> Result<(Arc<Cached>, Landing)> {
+        let handle = self.begin(stream)?;
+        let cached = self.plan(kernels, handle, tables)?;
+        let sequence = self.next();
+        let slot = cached.slot(&self.context, health, sequence)?;
+        let done = self.done(handle)?;
+        let landing = table::Landing {
+            slot: slot.address(),
+            slot_bytes: slot.bytes() as u64,
+            sequence,
+            done,
+            control: 0,
+        };
+        let Plan { items, runs, stages, .. } = &cached.plan;
+        let runs_at = cached.tables.address() + (items.len() * size_of::<Item>()) as u64;
+        let pairs_at = runs_at + (runs.len() * size_of::<Run>()) as u64;
+        let most = |bytes: fn(&super::plan::Arranged) -> usize| stages.iter().map(bytes).max().unwrap_or(0);
+        let sums = grow(&mut self.sums, &self.context, most(|stage| stage.sums_bytes))?;
+        let partials = grow(&mut self.partials, &self.context, most(|stage| stage.partial_bytes))?;
+        for (number, arranged) in stages.iter().enumerate() {
+            let at = cached.tables.address() + (arranged.items.start * size_of::<Item>()) as u64;
+            let count = arranged.items.len() as u32;
+            let stage = arranged.stage;
+            let measure = MeasureParams {
+                items: at,
+                runs: runs_at,
+                pairs: pairs_at,
+                sums,
+                partials,
+                control: 0,
+                tiles: arranged.tiles,
+                item_count: count,
+                blocks: arranged.blocks,
+                shared_rows: arranged.shared_rows,
+                unused: 0,
+            };
+            let finish = FinishParams {
+                landing,
+                items: at,
+                sums,
+                partials,
+                is_wide: u32::from(stage.is_wide()),
+                is_last: u32::from(number + 1 == stages.len()),
+            };
+            let blocks = arranged.blocks * stage.share() as u32;
+            let shared = shared_bytes(arranged.shared_rows);
+            // SAFETY: tables, scratch memory and slot are as the plan says and live until the result has landed; the
+            // trainer's memory is readable in the order of its stream (Memory::on_device).
+            unsafe {
+                kernels.of(stage).launch(blocks, shared, handle, &measure)?;
+                kernels.finish.launch(count, 0, handle, &finish)?;
+            }
+        }
+        self.end(stream)?;
+        Ok((cached, Landing::new(slot, sequence, health.clone())))
+    }
+
+    /// The plan of these tables: one that is on the device already, or a new one.
+    fn plan(&mut self, kernels: &Kernels, stream: CUstream, tables: Tables) -> Result<Arc<Cached>> {
+        let plan = Plan::new(tables, |stage, rows| kernels.room(stage, rows))?;
+        let bytes = plan.bytes();
+        if let Some(at) = self.plans.iter().rposition(|cached| cached.bytes == bytes && cached.plan.stages == plan.stages) {
+            let cached = self.plans.remove(at);
+            self.plans.push(cached.clone());
+            return Ok(cached);
+        }
+        if self.plans.len() >= PLANS
+            && let Some(idle) = self.plans.iter().position(|cached| cached.is_idle())
+        {
+            self.plans.remove(idle);
+        }
+        let tables = self.context.allocate(Kind::Device, bytes.len())?;
+        let staging = self.context.allocate(Kind::Pinned, bytes.len())?;
+        // SAFETY: both buffers are at least as long as the bytes; nobody else has them, and the plan keeps both for as
+        // long as something of it is still to run.
+        unsafe {
+            staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes.len(), stream))?;
+        }
+        let cached = Arc::new(Cached { plan, bytes, tables, _staging: staging, slots: Default::default() });
+        self.plans.push(cached.clone());
+        Ok(cached)
+    }
+
+    /// Writes zeros to addresses of so many bytes.
+    pub fn zero(&mut self, stream: Stream, ranges: &[(u64, usize)]) -> Result<()> {
+        let handle = self.begin(stream)?;
+        for (address, bytes) in ranges {
+            // SAFETY: values of the library's own.
+            unsafe { call!(cuMemsetD8Async(*address, 0, *bytes, handle))? };
+        }
+        self.end(stream)
+    }
+
+    /// Copies values into others, from `at` on.
+    pub fn copy(&mut self, stream: Stream, source: &CudaValues, target: &CudaValues, at: usize) -> Result<()> {
+        let fresh: Vec<_> = [source, target].into_iter().filter_map(CudaValues::take_fresh).collect();
+        self.zero(stream, &fresh)?;
+        let handle = self.begin(stream)?;
+        let bytes = 4 * source.len.min(target.len.saturating_sub(at));
+        let to = target.buffer.address() + 4 * at as u64;
+        // SAFETY: inside both buffers, which are the library's own and not the same.
+        unsafe { call!(cuMemcpyDtoDAsync_v2(to, source.buffer.address(), bytes, handle))? };
+        self.end(stream)
+    }
+}
+
+/// Work on the stream goes into a graph instead of running.
+fn is_capturing(stream: CUstream) -> Result<bool> {
+    if stream.is_null() {
+        // The legacy default stream cannot be captured.
+        return Ok(false);
+    }
+    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: writes one word; legal whatever the stream is doing.
+    unsafe { call!(cuStreamIsCapturing(stream, &mut status))? };
+    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
+/// Address of at least so many bytes. The old buffer goes back to the pool: whoever gets it next is ordered behind.
+fn grow(buffer: &mut Option<Buffer>, context: &Arc<Context>, bytes: usize) -> Result<u64> {
+    if buffer.as_ref().is_none_or(|buffer| buffer.bytes() < bytes) {
+        *buffer = Some(context.allocate(Kind::Device, bytes)?);
+    }
+    Ok(buffer.as_ref().map_or(0, Buffer::address))
+}
