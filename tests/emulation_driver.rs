@@ -2,7 +2,7 @@
 
 mod emulation_support;
 
-use emulation_support::{built, said_by};
+use emulation_support::{built, crashes_under_double, said_by, under_double};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
@@ -73,4 +73,35 @@ fn the_old_driver_lacks_two_functions() {
     let missing: Vec<_> = new.iter().filter(|name| !old.contains(name)).collect();
     assert_eq!(missing, ["cuStreamBeginCapture_v2", "cuThreadExchangeStreamCaptureMode"]);
     assert!(new.iter().all(|name| name.starts_with("cu") || name.starts_with("fgs_fake_")), "{new:?}");
+}
+
+/// As cudarc opens it: by either name, in the middle of a run.
+fn symbol(name: &std::ffi::CStr) -> *mut libc::c_void {
+    // SAFETY: the names end with NUL; the double's constructors only fill tables.
+    unsafe {
+        let library = libc::dlopen(c"libcuda.so".as_ptr(), libc::RTLD_LAZY);
+        assert!(!library.is_null(), "{:?}", std::ffi::CStr::from_ptr(libc::dlerror()));
+        assert_eq!(library, libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY));
+        libc::dlsym(library, name.as_ptr())
+    }
+}
+
+#[test]
+fn programs_find_the_double_in_place_of_the_driver() {
+    under_double("programs_find_the_double_in_place_of_the_driver", &[("FGS_FAKE_DEVICES", "3")], || {
+        type Init = extern "C" fn(u32) -> i32;
+        type Count = extern "C" fn(&mut i32) -> i32;
+        // SAFETY: the signature of the driver's function; the double was built with it.
+        let init = unsafe { std::mem::transmute::<*mut libc::c_void, Init>(symbol(c"cuInit")) };
+        // SAFETY: as above.
+        let count = unsafe { std::mem::transmute::<*mut libc::c_void, Count>(symbol(c"cuDeviceGetCount")) };
+        let mut devices = 0;
+        assert_eq!((init(0), count(&mut devices), devices), (0, 0, 3));
+    });
+}
+
+#[test]
+fn a_crash_under_the_double_is_seen() {
+    let said = crashes_under_double("a_crash_under_the_double_is_seen", &[], || std::process::abort());
+    assert!(said.contains("running 1 test"), "{said}");
 }

@@ -36,7 +36,7 @@ struct Thread {
 
 // The CUDA thread that runs on this thread of the operating system; null outside of kernels.
 // __thread, not thread_local: kernels read it all the time, and it needs no check whether it has been constructed.
-extern __thread Thread* running __attribute__((tls_model("initial-exec")));
+extern __thread Thread* running;
 
 // An entry in the table of kernels. Made by KERNEL, before main or by dlopen.
 class Kernel {

@@ -25,7 +25,7 @@ pub fn built() -> &'static Path {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation");
         let mut make = Command::new("make");
         make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
-        make.arg("-s").arg("-C").arg(source).arg(format!("BUILD={}", directory.display()));
+        make.args(["-s", "-j2", "-C"]).arg(source).arg(format!("BUILD={}", directory.display()));
         let output = make.output().unwrap_or_else(|e| panic!("cannot run make ({e}): `apt-get install make g++`"));
         assert!(output.status.success(), "{make:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
         directory
