@@ -10,6 +10,7 @@ BUILD   := build
 CARGO   := cargo
 SETUP   := $(BUILD)/.setup
 PYTHON  := $(BUILD)/python/.ready
+CUDA    := $(BUILD)/cuda/.ready
 
 help:                ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +38,15 @@ overhead: $(SETUP) lib trainer  ## how much the demo's training is slowed
 
 header:              ## generate include/forgetscope.h anew
 	FGS_BLESS=1 $(CARGO) test -q -p forgetscope --test header
+
+kernels: $(CUDA)     ## compile the CUDA kernels to PTX; needs no GPU
+	@$(BUILD)/cuda/bin/python scripts/kernels
+
+kernels-check: $(CUDA)  ## fail if a committed PTX is not what its source compiles to, or a kernel spills
+	@$(BUILD)/cuda/bin/python scripts/kernels --check
+
+emulation: $(SETUP)  ## build/emulation/libcuda.so.1: a driver that runs the kernels on the CPU
+	@$(MAKE) -s -C tests/emulation BUILD=$(abspath $(BUILD)/emulation)
 
 lib: $(SETUP)        ## build/lib/libforgetscope.so
 	$(CARGO) build -q --release -p forgetscope
@@ -68,4 +78,10 @@ $(PYTHON): tests/python/requirements.txt $(SETUP)
 	$(BUILD)/python/bin/pip install -q -r tests/python/requirements.txt
 	@touch $@
 
-.PHONY: help demo test oracles study bench overhead header lib program trainer clean
+# The compilers of the kernels.
+$(CUDA): scripts/kernels.requirements.txt $(SETUP)
+	python3 -m venv $(BUILD)/cuda
+	$(BUILD)/cuda/bin/pip install -q -r scripts/kernels.requirements.txt
+	@touch $@
+
+.PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation lib program trainer clean
