@@ -174,11 +174,6 @@ impl LocalTensor {
             .map_err(|error| Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, format!("tensor.data: {error}")))
     }
 
-    /// Where the data lies.
-    pub fn place(&self) -> Place {
-        self.place
-    }
-
     /// The data's first element.
     ///
     /// # Safety

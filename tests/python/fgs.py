@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cuda import CUDA, HOST, mirror
+
 LIBRARY = os.environ.get("FGS_LIB", str(Path(__file__).parents[2] / "build/lib/libforgetscope.so"))
 MAGIC, UNSET32, UNSET64, NONE16, NONE32 = 0x31534746, 2**32 - 1, 2**64 - 1, 2**16 - 1, 2**32 - 1
 GRAD, PARAM = 0, 1
@@ -27,7 +29,8 @@ class Tensor(c.Structure):
         self.array = array
         numbers = c.c_int64 * array.ndim
         self.lengths, self.steps = numbers(*array.shape), numbers(*(s // array.itemsize for s in array.strides))
-        super().__init__(array.ctypes.data, 1, 0, array.ndim, 2, 8 * array.itemsize, 1, self.lengths, self.steps, 0)
+        data, device = (mirror.address(array), CUDA) if mirror else (array.ctypes.data, HOST)
+        super().__init__(data, device, 0, array.ndim, 2, 8 * array.itemsize, 1, self.lengths, self.steps, 0)
 
 
 class Options(c.Structure):
@@ -100,7 +103,12 @@ class Library:
         function = getattr(self.handle, "fgs_" + name)
 
         def call(*arguments, allowed=(0,)):
-            status = function(*(Library.convert(argument) for argument in arguments))
+            arguments = [Library.convert(argument) for argument in arguments]
+            if mirror:
+                mirror.upload()
+            status = function(*arguments)
+            if mirror and name.startswith("curvature"):
+                mirror.download()  # the parameters were moved
             if status not in allowed:
                 raise Refused(f"fgs_{name}: {self.handle.fgs_last_error().decode()}")
             return status
@@ -147,6 +155,8 @@ class Scope:
     def __exit__(self, *_):
         self.fgs.close(self.handle)
         self.directory.cleanup()
+        if mirror:
+            mirror.clear()
 
     def __getattr__(self, name):
         function = getattr(self.fgs, name)
