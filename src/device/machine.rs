@@ -163,6 +163,14 @@ impl Machine {
         shares.map(gather).sum()
     }
 
+    /// Copies values that the library keeps, and waits for them. `false`: the device failed.
+    pub fn read(&self, stream: Stream, values: &Values, out: &mut [f32]) -> bool {
+        match values.cuda() {
+            None => self.cpu.read(values, out),
+            Some(found) => self.cuda(found.ordinal()).is_ok_and(|cuda| cuda.read(stream, found, out)),
+        }
+    }
+
     /// Writes slices of the parameters, and waits until that is done.
     pub fn scatter(&self, stream: Stream, jobs: &mut [ScatterJob]) {
         for jobs in jobs.chunk_by_mut(|one, next| one.target.place == next.target.place) {

@@ -4,7 +4,7 @@
 //! This is the only place that writes to the trainer's memory, and it writes nothing but originals plus a multiple of a
 //! direction; with an empty direction it writes the originals' bits.
 
-use super::{Segment, SliceRead, Writable};
+use super::{Segment, SliceRead, Values, Writable};
 
 /// What becomes of values that are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +40,9 @@ pub struct ScatterJob<'a> {
 pub trait Perturb {
     /// Reads slices into vectors. Returns how many values are not finite afterwards.
     fn gather(&self, jobs: &mut [GatherJob]) -> u64;
+
+    /// Copies values that the library keeps, wherever they lie. `false`: the device failed.
+    fn read(&self, values: &Values, out: &mut [f32]) -> bool;
 
     /// Writes slices of the parameters.
     fn scatter(&self, jobs: &mut [ScatterJob]);

@@ -1,6 +1,6 @@
 //! The device, and the order in which it works.
 
-use crate::device::{GatherJob, Machine, Perturb, ScatterJob, Stream};
+use crate::device::{GatherJob, Machine, Perturb, ScatterJob, Stream, Values};
 
 /// The devices as a call uses them: what is enqueued now comes after what `stream` holds already.
 pub struct Queue {
@@ -19,6 +19,10 @@ impl Queue {
 impl Perturb for Queue {
     fn gather(&self, jobs: &mut [GatherJob]) -> u64 {
         self.device.gather(self.stream, jobs)
+    }
+
+    fn read(&self, values: &Values, out: &mut [f32]) -> bool {
+        self.device.read(self.stream, values, out)
     }
 
     fn scatter(&self, jobs: &mut [ScatterJob]) {

@@ -3,7 +3,7 @@
 use super::Cpu;
 use super::block::{Staging, blocks, units};
 use super::kernels::{BLOCK, normalizers};
-use crate::device::{Gather, GatherJob, Perturb, ScatterJob, Span};
+use crate::device::{Gather, GatherJob, Perturb, ScatterJob, Span, Values};
 use crate::sketch::{CHUNK, hash};
 use rayon::prelude::*;
 
@@ -39,6 +39,10 @@ impl Perturb for Cpu {
             job.values = values;
         }
         bad
+    }
+
+    fn read(&self, values: &Values, out: &mut [f32]) -> bool {
+        values.host().map(|host| out.copy_from_slice(&host.values)).is_some()
     }
 
     fn scatter(&self, jobs: &mut [ScatterJob]) {

@@ -41,7 +41,7 @@ impl CudaError {
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// Every function that the library calls.
-const FUNCTIONS: [&str; 34] = [
+const FUNCTIONS: [&str; 35] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -67,6 +67,7 @@ const FUNCTIONS: [&str; 34] = [
     "cuMemHostGetDevicePointer_v2",
     "cuMemsetD8Async",
     "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuLaunchKernel",
     "cuStreamIsCapturing",
@@ -177,19 +178,17 @@ pub fn check_pointer(address: usize, bytes: usize, ordinal: u32) -> Result<()> {
         CUpointer_attribute::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
         CUpointer_attribute::CU_POINTER_ATTRIBUTE_RANGE_SIZE,
     ];
-    let mut values: [*mut c_void; 4] = [
-        (&raw mut kind).cast(),
-        (&raw mut owner).cast(),
-        (&raw mut start).cast(),
-        (&raw mut size).cast(),
-    ];
+    let mut values: [*mut c_void; 4] =
+        [(&raw mut kind).cast(), (&raw mut owner).cast(), (&raw mut start).cast(), (&raw mut size).cast()];
     // SAFETY: four attributes, and for each a place of the type that it has. Any address may be asked about.
     unsafe {
         call!(cuPointerGetAttributes(4, attributes.as_mut_ptr(), values.as_mut_ptr(), address as CUdeviceptr))?;
     }
     let refuse = |text: String| Err(CudaError::Pointer(text));
     if kind == 0 {
-        return refuse(format!("{address:#x} is not memory that CUDA knows: host memory, or freed, or never allocated"));
+        return refuse(format!(
+            "{address:#x} is not memory that CUDA knows: host memory, or freed, or never allocated"
+        ));
     }
     // Memory of the host that is pinned can be read by every device.
     const HOST: u32 = 1;

@@ -5,8 +5,8 @@ use super::results::Results;
 use super::table::{KeptEntry, PAIRS, flag, sum};
 use super::values::entry;
 use crate::device::{
-    AccumulateFound, AccumulateJob, DriftSums, GradientFound, GradientJob, GradientSums, Kept, PairSums, ParameterFound,
-    ParameterJob, SliceRead, TaskFound, UpdateSums,
+    AccumulateFound, AccumulateJob, DriftSums, GradientFound, GradientJob, GradientSums, Kept, PairSums,
+    ParameterFound, ParameterJob, SliceRead, TaskFound, UpdateSums,
 };
 
 /// A pass: where to find what was asked for.
@@ -155,7 +155,8 @@ fn place_parameters(tables: &mut Tables, job: &ParameterJob) -> ParameterPlaces 
         }
     }
     let sketch = job.sketch.then(|| tables.add(Stage::Wide, &Measured { with_sketch: true, ..plain }));
-    let tasks: Vec<_> = job.tasks.iter().zip(pairs).map(|(task, update)| place_task(tables, read, task, update)).collect();
+    let tasks: Vec<_> =
+        job.tasks.iter().zip(pairs).map(|(task, update)| place_task(tables, read, task, update)).collect();
     let drift = tasks.iter().find_map(|task| task.drift);
     // Whichever reads the parameters anyway.
     let weights = update.or(weights).or(sketch).or(drift);

@@ -189,6 +189,14 @@ impl Cuda {
         }
     }
 
+    /// Copies values that the library keeps; waits for them. `false`: the device failed.
+    pub fn read(&self, stream: Stream, values: &CudaValues, out: &mut [f32]) -> bool {
+        if let Some(fresh) = values.take_fresh() {
+            self.zero(stream, vec![fresh]);
+        }
+        self.guarded(|| self.state.lock().read(stream, values, out)).is_ok()
+    }
+
     /// Writes slices of the parameters; waits for them.
     pub fn scatter(&self, stream: Stream, jobs: &[ScatterJob]) {
         // A device that cannot be written to cannot train either.

@@ -149,7 +149,11 @@ impl Kernel {
         let mut own = 0;
         // SAFETY: the handle is of a loaded module; the first call writes one integer.
         unsafe {
-            call!(cuFuncGetAttribute(&mut own, CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, self.handle))?;
+            call!(cuFuncGetAttribute(
+                &mut own,
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+                self.handle
+            ))?;
             let rows = most.saturating_sub(own as u32) / ROW_BYTES;
             call!(cuFuncSetAttribute(
                 self.handle,

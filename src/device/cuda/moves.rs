@@ -9,6 +9,7 @@ use super::memory::{Buffer, Kind};
 use super::module::Kernels;
 use super::pass::State;
 use super::table::{self, MoveParams, Run};
+use super::values::CudaValues;
 use crate::device::{Gather, GatherJob, Memory, ScatterJob, Segment, Span, Stream};
 use cudarc::driver::sys::CUstream;
 
@@ -59,6 +60,22 @@ impl State {
                 self.end(stream)?;
                 self.wait()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Copies kept values to the host. The context must be current.
+    pub fn read(&mut self, stream: Stream, values: &CudaValues, out: &mut [f32]) -> Result<()> {
+        let staging = self.staging()?;
+        for (number, out) in out.chunks_mut(SHARE as usize).enumerate() {
+            let handle = self.begin(stream)?;
+            let from = values.buffer.address() + 4 * number as u64 * SHARE;
+            // SAFETY: the values are as many as `out`; the staging buffer holds a share.
+            unsafe { call!(cuMemcpyDtoHAsync_v2(staging.host().cast(), from, size_of_val(out), handle))? };
+            self.end(stream)?;
+            self.wait()?;
+            // SAFETY: the device has written them, and nobody else has the buffer.
+            out.copy_from_slice(unsafe { std::slice::from_raw_parts(staging.host().cast(), out.len()) });
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Enqueuing: what a device keeps between calls, and the launches of a pass.
 
+use super::CudaError;
 use super::driver::{Result, call};
 use super::memory::{Buffer, Context, Kind};
 use super::module::{Kernels, shared_bytes};
@@ -7,7 +8,6 @@ use super::plan::{Plan, Tables};
 use super::results::{Health, Landing, Slot};
 use super::table::{self, FinishParams, Item, MeasureParams, Run};
 use super::values::CudaValues;
-use super::CudaError;
 use crate::device::Stream;
 use cudarc::driver::sys::{self, CUevent, CUstream};
 use std::sync::Arc;
@@ -192,13 +192,8 @@ impl State {
         let sequence = self.next();
         let slot = cached.slot(&self.context, health, sequence)?;
         let done = self.done(handle)?;
-        let landing = table::Landing {
-            slot: slot.address(),
-            slot_bytes: slot.bytes() as u64,
-            sequence,
-            done,
-            control: 0,
-        };
+        let landing =
+            table::Landing { slot: slot.address(), slot_bytes: slot.bytes() as u64, sequence, done, control: 0 };
         let Plan { items, runs, stages, .. } = &cached.plan;
         let runs_at = cached.tables.address() + (items.len() * size_of::<Item>()) as u64;
         let pairs_at = runs_at + (runs.len() * size_of::<Run>()) as u64;
@@ -247,7 +242,9 @@ impl State {
     fn plan(&mut self, kernels: &Kernels, stream: CUstream, tables: Tables) -> Result<Arc<Cached>> {
         let plan = Plan::new(tables, |stage, rows| kernels.room(stage, rows))?;
         let bytes = plan.bytes();
-        if let Some(at) = self.plans.iter().rposition(|cached| cached.bytes == bytes && cached.plan.stages == plan.stages) {
+        if let Some(at) =
+            self.plans.iter().rposition(|cached| cached.bytes == bytes && cached.plan.stages == plan.stages)
+        {
             let cached = self.plans.remove(at);
             self.plans.push(cached.clone());
             return Ok(cached);

@@ -87,9 +87,7 @@ impl Tables {
         list.push(Item {
             base: read.memory.address() as u64,
             format: super::table::format(read.memory.dtype),
-            flags: flags
-                | if is_dense { flag::DENSE } else { 0 }
-                | if is_identity { flag::IDENTITY } else { 0 },
+            flags: flags | if is_dense { flag::DENSE } else { 0 } | if is_identity { flag::IDENTITY } else { 0 },
             start: span.start,
             end: span.end,
             first_tile: 0,

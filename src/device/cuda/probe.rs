@@ -8,9 +8,7 @@ use super::memory::{Buffer, Kind};
 use super::results::{Landing, Slot};
 use super::table::{self, AttentionParams, AttentionRowEntry, RowsParams, SlotHeader, ViewEntry};
 use super::{Cuda, CudaError};
-use crate::device::{
-    AttentionFound, AttentionJob, AttentionRow, AttentionSource, Pending, RowsJob, Stream, Strided,
-};
+use crate::device::{AttentionFound, AttentionJob, AttentionRow, AttentionSource, Pending, RowsJob, Stream, Strided};
 use bytemuck::Pod;
 use std::sync::Arc;
 
@@ -164,12 +162,7 @@ fn launchable(blocks: usize) -> Result<u32> {
 fn view(view: &Strided) -> ViewEntry {
     let mut strides = [0; 4];
     strides[..view.strides().len()].copy_from_slice(view.strides());
-    ViewEntry {
-        base: view.memory.address() as u64,
-        format: table::format(view.memory.dtype),
-        unused: 0,
-        strides,
-    }
+    ViewEntry { base: view.memory.address() as u64, format: table::format(view.memory.dtype), unused: 0, strides }
 }
 
 /// Sums and largest logits of all rows, heads of a row side by side.

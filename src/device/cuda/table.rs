@@ -244,7 +244,8 @@ pub struct MoveParams {
 
 // The same as in kernels/tables.cuh.
 const _: () = assert!(size_of::<Run>() == 56 && size_of::<KeptEntry>() == 40 && size_of::<Item>() == 160);
-const _: () = assert!(size_of::<MeasureParams>() == 72 && size_of::<Landing>() == 40 && size_of::<FinishParams>() == 72);
+const _: () =
+    assert!(size_of::<MeasureParams>() == 72 && size_of::<Landing>() == 40 && size_of::<FinishParams>() == 72);
 const _: () = assert!(size_of::<TickParams>() == 40 && size_of::<Control>() == 24 && size_of::<RowsParams>() == 96);
 const _: () = assert!(size_of::<ViewEntry>() == 48 && size_of::<AttentionRowEntry>() == 40);
 const _: () = assert!(size_of::<AttentionParams>() == 296 && size_of::<MoveParams>() == 48);

@@ -5,7 +5,7 @@
 //! they do not depend on threads, addresses or the order of registration.
 
 use super::claim::Claim;
-use crate::device::{DType, Gather, GatherJob, Perturb, ScatterJob, Segment, SliceRead, Writable};
+use crate::device::{DType, Gather, GatherJob, Perturb, ScatterJob, Segment, SliceRead, Values, Writable};
 use crate::scope::catalog::{Binding, Catalog, REPLICATED, Source, Tensor};
 use crate::scope::error::invalid;
 use crate::scope::{Error, Result};
@@ -121,12 +121,9 @@ impl Space {
         self.parts.iter().map(cut).collect()
     }
 
-    /// A vector of this space from a slice of each part that `of` gives; `None` if it lacks one.
-    pub fn collect<'a>(&self, out: &mut [f32], of: impl Fn(&Part) -> Option<&'a [f32]>) -> Option<()> {
-        for part in &self.parts {
-            out[part.range.clone()].copy_from_slice(of(part)?);
-        }
-        Some(())
+    /// A vector of this space from what is kept of each part, as `of` gives it. `false`: it lacks one.
+    pub fn collect<'a>(&self, device: &dyn Perturb, out: &mut [f32], of: impl Fn(&Part) -> Option<&'a Values>) -> bool {
+        self.parts.iter().all(|part| of(part).is_some_and(|values| device.read(values, &mut out[part.range.clone()])))
     }
 
     /// Fills a vector with fair signs times `scale`.

@@ -4,7 +4,7 @@ use super::Settings;
 use super::lanczos::Lanczos;
 use super::plan::Item;
 use super::space::{Family, Part, Space};
-use crate::device::Perturb;
+use crate::device::{Perturb, Values};
 use crate::scope::storage::Exact;
 
 /// What is kept of a task at its base.
@@ -37,10 +37,10 @@ pub struct Earlier<'a> {
 }
 
 impl Earlier<'_> {
-    /// The exact snapshot of all of a part, if there is one in host memory.
-    pub fn snapshot_of(&self, part: &Part) -> Option<&[f32]> {
+    /// The exact snapshot of all of a part, if there is one.
+    pub fn snapshot_of(&self, part: &Part) -> Option<&Values> {
         let exact = self.snapshot?.get(part.slice)?.as_ref()?;
-        exact.values.host().filter(|_| exact.is_whole(part.range.len())).map(|host| &host.values[..])
+        exact.is_whole(part.range.len()).then_some(&exact.values)
     }
 }
 
@@ -112,7 +112,7 @@ impl Work {
                 device.multiply(&mut self.v, original);
             }
             Item::Drift | Item::Loss { .. } => {
-                if space.collect(&mut self.v, |part| earlier.snapshot_of(part)).is_none() {
+                if !space.collect(device, &mut self.v, |part| earlier.snapshot_of(part)) {
                     return false;
                 }
                 device.combine(&mut self.v, -1.0, &[(1.0, original)]);
