@@ -524,6 +524,13 @@ void crash_after_free() {
     cuCtxSynchronize();
 }
 
+void crash_foreign_memory() {
+    primary(1);
+    CUdeviceptr pointer = allocate(64 * 4);
+    primary(0);
+    launch_ring(function("test_ring"), nullptr, pointer, 1);
+}
+
 struct Case {
     const char* name;
     void (*run)();
@@ -541,6 +548,7 @@ constexpr Case cases[] = {
     {"crash_overrun", crash_overrun},
     {"crash_overrun_at_exit", crash_overrun_at_exit},
     {"crash_after_free", crash_after_free},
+    {"crash_foreign_memory", crash_foreign_memory},
 };
 
 }  // namespace

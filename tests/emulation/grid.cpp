@@ -27,7 +27,7 @@
 
 #include "fiber.h"
 
-#if defined(__x86_64__)
+#ifdef EMULATION_SWITCH_X86_64
 asm(R"(
     .text
     .p2align 4
