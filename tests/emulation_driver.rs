@@ -1,4 +1,4 @@
-//! The double of libcuda, tested by itself: tests/emulation/driver_test.cpp, a process a case.
+//! The double of libcuda, tested by itself: tests/emulation/driver_test.cpp and capture_test.cpp, a process a case.
 
 mod emulation_support;
 
