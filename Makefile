@@ -13,7 +13,7 @@ PYTHON  := $(BUILD)/python/.ready
 CUDA    := $(BUILD)/cuda/.ready
 
 help:                ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
 	@scripts/demo

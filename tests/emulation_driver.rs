@@ -1,4 +1,4 @@
-//! The double of libcuda, tested by itself: tests/emulation/driver_test.cpp, a process a case.
+//! The double of libcuda, tested by itself: tests/emulation/driver_test.cpp and capture_test.cpp, a process a case.
 
 mod emulation_support;
 
@@ -58,6 +58,13 @@ fn a_write_beside_an_allocation_ends_the_process() {
 fn memory_that_was_freed_cannot_be_touched() {
     let said = crashes("crash_after_free");
     assert!(said.contains("kernel test_ring, block (0, 0, 0), thread (0, 0, 0) touched memory"), "{said}");
+}
+
+/// Contexts do not share device memory, not even two of one device.
+#[test]
+fn a_pointer_of_another_context_is_reported_at_the_launch() {
+    let said = crashes("crash_foreign_memory");
+    assert!(said.contains("kernel test_ring on device 0 is given memory of another context, of device 1"), "{said}");
 }
 
 /// What a driver before CUDA 10.1 lacks, and nothing else.

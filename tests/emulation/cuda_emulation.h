@@ -153,6 +153,8 @@ EMULATION_REDUCE(__reduce_xor_sync, parity)
 // ---- memory --------------------------------------------------------------------------------------------------------
 // Kernels of other streams run at the same time, and the host reads mapped memory: atomics are real ones.
 
+#define __trap() ::emulation::fail("%s:%d: __trap", __FILE__, __LINE__)
+
 static inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -259,6 +261,18 @@ static inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shi
 }
 static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+
+// Byte i of the result is the byte of y:x that nibble i of the selector names; its highest bit repeats the sign.
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+    unsigned result = 0;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned nibble = selector >> 4 * i & 15;
+        const unsigned byte = static_cast<unsigned>(bytes >> 8 * (nibble & 7)) & 255;
+        result |= ((nibble & 8) != 0 ? (byte >> 7) * 255 : byte) << 8 * i;
+    }
+    return result;
 }
 
 namespace emulation {

@@ -189,3 +189,5 @@ CUresult capture_wait(CUstream stream, CUevent event);
 // ---- memory.cpp ----------------------------------------------------------------------------------------------------
 
 void free_memory_of(CUcontext context);
+// Ends the process if a kernel is given a pointer to memory of another context than its own: on a device it would fault.
+void check_pointers(const emulation::Kernel& kernel, CUcontext context, const void* params);

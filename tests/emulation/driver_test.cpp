@@ -7,15 +7,12 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "driver_api.h"
+#include "driver_test.h"
 
 extern "C" {
 void fgs_fake_fail(const char* function, int nth, int error);
@@ -28,71 +25,6 @@ size_t fgs_fake_trace_end(char* out, size_t bytes);
 
 namespace {
 
-void expect(CUresult got, CUresult wanted, const char* what, int line) {
-    if (got == wanted) return;
-    fprintf(stderr, "driver_test.cpp:%d: %s gives %d, not %d\n", line, what, got, wanted);
-    _exit(1);
-}
-#define GIVES(call, wanted) expect(call, wanted, #call, __LINE__)
-#define OK(call) GIVES(call, CUDA_SUCCESS)
-#define EXPECT(condition) expect((condition) ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN, CUDA_SUCCESS, #condition, __LINE__)
-
-// As NVRTC would write it, cut to what a driver reads first.
-const char ptx[] =
-    "//\n.version 8.0\n.target sm_80\n.address_size 64\n"
-    ".visible .entry test_ring(\n\t.param .align 8 .b8 test_ring_param_0[16]\n)\n.maxntid 1024, 1, 1\n{\n\tret;\n}\n"
-    ".visible .entry test_sum(\n\t.param .align 8 .b8 test_sum_param_0[32]\n)\n{\n\tret;\n}\n"
-    ".visible .entry test_warp(\n\t.param .align 8 .b8 test_warp_param_0[12]\n)\n{\n\tret;\n}\n"
-    ".visible .entry test_histogram(\n\t.param .align 8 .b8 test_histogram_param_0[24]\n)\n{\n\tret;\n}\n"
-    ".visible .entry not_compiled(\n\t.param .align 8 .b8 not_compiled_param_0[8]\n)\n{\n\tret;\n}\n";
-
-CUcontext primary(CUdevice device = 0) {
-    CUcontext context;
-    OK(cuInit(0));
-    OK(cuDevicePrimaryCtxRetain(&context, device));
-    OK(cuCtxSetCurrent(context));
-    return context;
-}
-
-CUstream new_stream(unsigned flags = CU_STREAM_NON_BLOCKING) {
-    CUstream stream;
-    OK(cuStreamCreate(&stream, flags));
-    return stream;
-}
-
-CUevent new_event() {
-    CUevent event;
-    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
-    return event;
-}
-
-CUdeviceptr allocate(size_t bytes) {
-    CUdeviceptr pointer;
-    OK(cuMemAlloc_v2(&pointer, bytes));
-    return pointer;
-}
-
-CUfunction function(const char* name) {
-    CUmodule module;
-    CUfunction found;
-    OK(cuModuleLoadData(&module, ptx));
-    OK(cuModuleGetFunction(&found, module, name));
-    return found;
-}
-
-struct RingParams {
-    CUdeviceptr out;
-    unsigned rounds;
-};
-
-CUresult launch_ring(CUfunction ring, CUstream stream, CUdeviceptr out, unsigned rounds, unsigned threads = 64) {
-    RingParams params{out, rounds};
-    void* pointers[] = {&params};
-    const CUresult result = cuLaunchKernel(ring, 1, 1, 1, threads, 1, 1, 0, stream, pointers, nullptr);
-    params = {0, 0};  // the driver has copied them
-    return result;
-}
-
 // Holds a stream until it is opened.
 struct Gate {
     std::atomic<bool> open{false};
@@ -101,12 +33,6 @@ struct Gate {
         while (!static_cast<Gate*>(gate)->open) std::this_thread::yield();
     }
 };
-
-unsigned first_word(CUdeviceptr pointer) {
-    unsigned word;
-    OK(cuMemcpyDtoH_v2(&word, pointer, sizeof word));
-    return word;
-}
 
 void contexts() {
     CUcontext context, current;
@@ -340,126 +266,6 @@ void modules() {
     GIVES(launch_ring(ring, nullptr, out, 1), CUDA_ERROR_INVALID_HANDLE);
 }
 
-void graphs() {
-    primary();
-    CUfunction ring = function("test_ring");
-    CUdeviceptr out = allocate(64 * 4), copy = allocate(64 * 4);
-    CUstream stream = new_stream(), side = new_stream();
-    CUevent fork = new_event(), join = new_event();
-    CUstreamCaptureStatus status;
-    CUgraph graph;
-    CUgraphExec exec;
-    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-    OK(cuMemsetD8Async(copy, 0, 256, stream));
-    OK(launch_ring(ring, stream, out, 4));
-    OK(cuEventRecord(fork, stream));
-    OK(cuStreamWaitEvent(side, fork, 0));
-    OK(cuStreamIsCapturing(side, &status));
-    EXPECT(status == CU_STREAM_CAPTURE_STATUS_ACTIVE);
-    OK(cuMemcpyDtoDAsync_v2(copy, out, 256, side));
-    OK(cuEventRecord(join, side));
-    OK(cuStreamWaitEvent(stream, join, 0));
-    OK(cuStreamEndCapture(stream, &graph));
-    OK(cuStreamIsCapturing(side, &status));
-    EXPECT(status == CU_STREAM_CAPTURE_STATUS_NONE);
-    EXPECT(first_word(copy) == 0xa5a5a5a5u);  // nothing has run
-    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-    OK(cuGraphDestroy(graph));
-    for (int i = 0; i < 3; i++) {
-        OK(cuMemsetD8_v2(copy, 0xff, 256));
-        OK(cuCtxSynchronize());
-        OK(cuGraphLaunch(exec, stream));
-        OK(cuStreamSynchronize(stream));
-        EXPECT(first_word(copy) == 60);
-    }
-    OK(cuGraphLaunch(exec, stream));
-    OK(cuGraphExecDestroy(exec));
-    OK(cuStreamSynchronize(stream));
-    GIVES(cuGraphLaunch(exec, stream), CUDA_ERROR_INVALID_VALUE);
-}
-
-// Every refusal, each in a capture of its own that it has to invalidate.
-void capture_refusals() {
-    primary();
-    CUstream stream = new_stream(0), other = new_stream();
-    CUevent outside = new_event(), inside = new_event();
-    CUdeviceptr out = allocate(64), pointer;
-    void* host;
-    CUgraph graph;
-    CUfunction ring = function("test_ring");
-    CUmodule module;
-    OK(cuEventRecord(outside, other));
-    OK(cuCtxSynchronize());
-    const auto refused = [&](const char* what, CUresult error, CUstreamCaptureMode mode, auto&& use) {
-        OK(cuStreamBeginCapture_v2(stream, mode));
-        OK(cuEventRecord(inside, stream));
-        expect(use(), error, what, __LINE__);
-        GIVES(launch_ring(ring, stream, out, 1, 16), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
-        GIVES(cuStreamEndCapture(stream, &graph), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
-        EXPECT(graph == nullptr);
-    };
-#define REFUSED(mode, error, call) \
-    refused(#call, CUDA_ERROR_##error, CU_STREAM_CAPTURE_MODE_##mode, [&] { return call; })
-    REFUSED(RELAXED, STREAM_CAPTURE_UNSUPPORTED, cuStreamSynchronize(stream));
-    REFUSED(RELAXED, STREAM_CAPTURE_UNSUPPORTED, cuStreamQuery(stream));
-    REFUSED(RELAXED, STREAM_CAPTURE_UNSUPPORTED, cuCtxSynchronize());
-    REFUSED(RELAXED, CAPTURED_EVENT, cuEventQuery(inside));
-    REFUSED(RELAXED, CAPTURED_EVENT, cuEventSynchronize(inside));
-    REFUSED(RELAXED, STREAM_CAPTURE_ISOLATION, cuStreamWaitEvent(stream, outside, 0));
-    REFUSED(RELAXED, STREAM_CAPTURE_IMPLICIT, cuMemsetD8Async(out, 0, 4, nullptr));
-    REFUSED(RELAXED, STREAM_CAPTURE_IMPLICIT, cuStreamWaitEvent(nullptr, inside, 0));
-    REFUSED(GLOBAL, STREAM_CAPTURE_IMPLICIT, cuMemcpyHtoD_v2(out, &out, 4));
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, cuMemAlloc_v2(&pointer, 4));
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, cuMemHostAlloc(&host, 4, 0));
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, cuMemFree_v2(out));
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, cuModuleLoadData(&module, ptx));
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, cuEventQuery(outside));
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, cuStreamSynchronize(other));
-    REFUSED(THREAD_LOCAL, STREAM_CAPTURE_UNSUPPORTED, cuMemAlloc_v2(&pointer, 4));
-
-    // Another thread: only a global capture forbids it to allocate, and not if it has said that it means it.
-    CUcontext context;
-    OK(cuCtxGetCurrent(&context));
-    const auto elsewhere = [context](CUstreamCaptureMode mode) {
-        CUresult result = CUDA_ERROR_UNKNOWN;
-        std::thread([context, mode, &result] {
-            CUdeviceptr allocated;
-            CUstreamCaptureMode exchanged = mode;
-            OK(cuCtxSetCurrent(context));
-            OK(cuThreadExchangeStreamCaptureMode(&exchanged));
-            EXPECT(exchanged == CU_STREAM_CAPTURE_MODE_GLOBAL);
-            result = cuMemAlloc_v2(&allocated, 4);
-        }).join();
-        return result;
-    };
-    REFUSED(GLOBAL, STREAM_CAPTURE_UNSUPPORTED, elsewhere(CU_STREAM_CAPTURE_MODE_GLOBAL));
-    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
-    OK(elsewhere(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
-    OK(elsewhere(CU_STREAM_CAPTURE_MODE_RELAXED));
-    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
-    OK(cuThreadExchangeStreamCaptureMode(&mode));
-    OK(cuMemAlloc_v2(&pointer, 4));
-    OK(cuThreadExchangeStreamCaptureMode(&mode));
-    CUstreamCaptureStatus status;
-    GIVES(cuStreamIsCapturing(nullptr, &status), CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
-    std::thread([stream, context] {
-        CUgraph none;
-        OK(cuCtxSetCurrent(context));
-        GIVES(cuStreamEndCapture(stream, &none), CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
-    }).join();
-    OK(cuStreamEndCapture(stream, &graph));
-    OK(cuGraphDestroy(graph));
-
-    // A side stream whose work does not come back.
-    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
-    OK(cuEventRecord(inside, stream));
-    OK(cuStreamWaitEvent(other, inside, 0));
-    OK(launch_ring(ring, other, out, 1, 16));
-    GIVES(cuStreamEndCapture(stream, &graph), CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
-    GIVES(cuStreamBeginCapture_v2(nullptr, CU_STREAM_CAPTURE_MODE_RELAXED), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    GIVES(cuStreamEndCapture(stream, &graph), CUDA_ERROR_INVALID_VALUE);
-}
-
 void faults() {
     primary();
     CUdeviceptr pointer;
@@ -524,6 +330,13 @@ void crash_after_free() {
     cuCtxSynchronize();
 }
 
+void crash_foreign_memory() {
+    primary(1);
+    CUdeviceptr pointer = allocate(64 * 4);
+    primary(0);
+    launch_ring(function("test_ring"), nullptr, pointer, 1);
+}
+
 struct Case {
     const char* name;
     void (*run)();
@@ -541,6 +354,7 @@ constexpr Case cases[] = {
     {"crash_overrun", crash_overrun},
     {"crash_overrun_at_exit", crash_overrun_at_exit},
     {"crash_after_free", crash_after_free},
+    {"crash_foreign_memory", crash_foreign_memory},
 };
 
 }  // namespace

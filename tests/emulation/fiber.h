@@ -13,13 +13,16 @@
 #include <cstdio>
 #include <cstdlib>
 
-#if !defined(__x86_64__)
+// FGS_EMULATION_UCONTEXT takes the portable way on x86-64 too, to test it.
+#if defined(__x86_64__) && !defined(FGS_EMULATION_UCONTEXT)
+#define EMULATION_SWITCH_X86_64
+#else
 #include <ucontext.h>
 #endif
 
 namespace emulation {
 
-#if defined(__x86_64__)
+#ifdef EMULATION_SWITCH_X86_64
 
 // Saves the callee-saved registers on the stack and the stack pointer in *from, then goes on with `to`.
 extern "C" void emulation_switch(void** from, void* to);

@@ -27,33 +27,6 @@
 
 #include "fiber.h"
 
-#if defined(__x86_64__)
-asm(R"(
-    .text
-    .p2align 4
-    .globl emulation_switch
-    .hidden emulation_switch
-    .type emulation_switch, @function
-emulation_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size emulation_switch, . - emulation_switch
-)");
-#endif
-
 namespace emulation {
 
 __thread Thread* running = nullptr;

@@ -216,6 +216,19 @@ void free_memory_of(CUcontext context) {
     }
 }
 
+// Looks at every word of the parameters that could be a pointer. Tables of pointers in device memory are not followed.
+void check_pointers(const emulation::Kernel& kernel, CUcontext context, const void* params) {
+    for (size_t i = 0; i + sizeof(uintptr_t) <= kernel.param_bytes; i += sizeof(uintptr_t)) {
+        uintptr_t word;
+        memcpy(&word, static_cast<const char*>(params) + i, sizeof word);
+        const auto* entry = find(word);
+        if (entry == nullptr || entry->second.kind != Allocation::Kind::device || entry->second.context == context) continue;
+        fprintf(stderr, "libcuda double: kernel %s on device %d is given memory of another context, of device %d (byte %zu "
+                        "of its parameters)\n", kernel.name, context->device, entry->second.context->device, i);
+        abort();
+    }
+}
+
 EXPORT CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice device) {
     ENTER(initialised);
     if (device < 0 || device >= device_count()) return CUDA_ERROR_INVALID_DEVICE;

@@ -185,6 +185,7 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
     };
     std::vector<Chunk> copy((kernel->param_bytes + sizeof(Chunk) - 1) / sizeof(Chunk));
     memcpy(copy.data(), params[0], kernel->param_bytes);
+    check_pointers(*kernel, call.context, copy.data());
     enqueue(stream, [kernel, grid, block, shared, copy = std::move(copy)] {
         emulation::run(*kernel, grid, block, shared, copy.data());
     });

@@ -131,13 +131,16 @@ void rounding() {
         float x, y, z;
         float* out;
     } params;
-    float out[4];
+    float out[5];
     const float x = 1 + 0x1p-12f, y = x;
     params = {x, y, -1 - 0x1p-11f, out};
     launch("test_rounding", 1, {1, 1, 1}, 0, params);
     EXPECT(out[0] == 0);          // the product's 2^-24 is rounded away before the sum
     EXPECT(out[1] == 0x1p-24f);   // fmaf keeps it
     EXPECT(out[2] == 1);
+    unsigned permuted;
+    memcpy(&permuted, out + 4, sizeof permuted);
+    EXPECT(permuted == 0xff776611u);  // the sign of 80, then bytes 7, 6 and 1
     EXPECT(out[3] == 0x1.8p-148f);  // 3 * 2^-149; half of the least denormal rounds to 0
 }
 

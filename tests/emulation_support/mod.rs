@@ -45,8 +45,9 @@ pub fn with_double(mut command: Command) -> Command {
 
 /// `first`, then what the loader searches anyway.
 fn search_path(first: &Path) -> String {
-    let rest = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-    format!("{}:{rest}", first.display())
+    // An empty part would mean the current directory.
+    let rest = std::env::var("LD_LIBRARY_PATH").ok().filter(|rest| !rest.is_empty());
+    rest.map_or_else(|| first.display().to_string(), |rest| format!("{}:{rest}", first.display()))
 }
 
 /// Runs `body` in a process of its own under the double, with these environment variables.

@@ -112,5 +112,6 @@ KERNEL(test_rounding, 1, RoundingParams) {
     p.out[0] = p.x * p.y + p.z;
     p.out[1] = fmaf(p.x, p.y, p.z);
     p.out[2] = p.x / p.y;
+    p.out[4] = __uint_as_float(__byte_perm(0x33221180u, 0x77665544u, 0x8761u));
     p.out[3] = __uint_as_float(1) * 0.5f + __uint_as_float(3);  // denormals are kept
 }
