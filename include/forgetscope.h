@@ -381,8 +381,8 @@ typedef struct {
     uint64_t start_step;
     // First step that is not sampled any more. Default: none. Variable FGS_END_STEP.
     uint64_t end_step;
-    // Bytes for exact references, snapshots and copies; beyond it sketches are kept. Default: `reference_budget` of the
-    // memory of the device that holds the tensors. Variable FGS_BUDGET_BYTES.
+    // Bytes for exact references, snapshots and copies, in each place that holds tensors (host, each device); beyond it
+    // sketches are kept. Default: `reference_budget` of the memory of that place. Variable FGS_BUDGET_BYTES.
     uint64_t budget_bytes;
     // Share of the device's memory, 0 to 1. Default 0.02. Variable FGS_REFERENCE_BUDGET.
     double reference_budget;

@@ -29,7 +29,8 @@ pub struct Options {
     pub threads: u32,
     pub rank: u32,
     pub world_size: u32,
-    /// Bytes for exact references, snapshots and copies; `None`: `reference_budget` of the device's memory.
+    /// Bytes for exact references, snapshots and copies in each place that holds tensors; `None`: `reference_budget` of its
+    /// memory.
     pub budget_bytes: Option<u64>,
     /// Share of the memory of the device that holds the tensors.
     pub reference_budget: f64,
