@@ -41,7 +41,7 @@ impl CudaError {
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// Every function that the library calls.
-const FUNCTIONS: [&str; 35] = [
+const FUNCTIONS: [&str; 39] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -70,7 +70,11 @@ const FUNCTIONS: [&str; 35] = [
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuLaunchKernel",
+    "cuCtxSynchronize",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
     "cuStreamIsCapturing",
+    "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuThreadExchangeStreamCaptureMode",
     "cuEventCreate",

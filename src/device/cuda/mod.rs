@@ -9,6 +9,7 @@
 //! Errors cost the pass that they hit; one that the driver never recovers from ends measuring on the device. The trainer
 //! sees neither.
 
+mod capture;
 mod driver;
 mod jobs;
 mod memory;
@@ -22,6 +23,7 @@ mod table;
 mod values;
 
 pub use driver::{CudaError, check_pointer, load as load_driver};
+pub use capture::Replays;
 pub use values::CudaValues;
 
 use super::{
@@ -33,7 +35,8 @@ use jobs::Decode;
 use memory::{Context, Kind};
 use module::Kernels;
 use parking_lot::Mutex;
-use pass::State;
+use pass::{State, is_capturing};
+use values::Used;
 use plan::Tables;
 use results::{Health, Results};
 use std::sync::Arc;
@@ -87,16 +90,46 @@ impl Cuda {
         outcome
     }
 
-    /// Enqueues a pass.
-    fn pass<T: Send + 'static>(&self, stream: Stream, tables: Tables, decode: Decode<T>) -> Pending<T> {
-        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, tables));
-        match enqueued {
-            Ok((cached, landing)) => Pending::landing(move || {
+    /// Enqueues a pass: now, or into the graph that the stream is being captured into.
+    fn pass<T: Send + 'static>(&self, stream: Stream, tables: Tables, decode: Decode<T>, used: Used) -> Pending<T> {
+        let Self { kernels, health, context, .. } = self;
+        let enqueued = self.guarded(|| {
+            let mut state = self.state.lock();
+            if is_capturing(stream.0.cast())? {
+                let _relaxed = driver::Relaxed::enter()?;
+                let first = state.next_captured();
+                let captured = &mut state.captured;
+                captured.own()?.zero(&used.fresh)?;
+                return captured.pass(context, kernels, health, stream, first, tables, decode, used.buffers);
+            }
+            if !used.fresh.is_empty() {
+                state.zero(stream, &used.fresh)?;
+            }
+            let (cached, landing) = state.enqueue(kernels, health, stream, tables)?;
+            Ok(Pending::landing(move || {
                 let found = landing.look()?;
                 Some(found.map(|slot| decode(&Results { plan: &cached.plan, slot })))
-            }),
-            Err(error) => self.lost(&error),
-        }
+            }))
+        });
+        enqueued.unwrap_or_else(|error| self.lost(&error))
+    }
+
+    /// The stream is being captured into a graph.
+    pub fn is_capturing(&self, stream: Stream) -> bool {
+        self.guarded(|| is_capturing(stream.0.cast())).unwrap_or(false)
+    }
+
+    /// From here to [`end_capture`](Cuda::end_capture), passes on `stream` go into a graph; of its replays every so many-th
+    /// is measured, the first one too.
+    pub fn begin_capture(&self, stream: Stream, every: u64) -> Result<Arc<Replays>> {
+        self.guarded(|| {
+            let _relaxed = driver::Relaxed::enter()?;
+            self.state.lock().captured.begin(&self.context, &self.kernels, stream, every)
+        })
+    }
+
+    pub fn end_capture(&self) {
+        self.state.lock().captured.end();
     }
 
     fn lost<T: Send + 'static>(&self, error: &CudaError) -> Pending<T> {
@@ -130,18 +163,16 @@ impl Device for Cuda {
 
     fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
         let mut tables = Tables::default();
-        let fresh = values::fresh(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
+        let used = Used::of(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
         let decode = jobs::gradients(&mut tables, jobs);
-        self.zero(stream, fresh);
-        self.pass(stream, tables, decode)
+        self.pass(stream, tables, decode, used)
     }
 
     fn accumulate(&self, stream: Stream, jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
         let mut tables = Tables::default();
-        let fresh = values::fresh(jobs.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
+        let used = Used::of(jobs.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
         let decode = jobs::accumulate(&mut tables, jobs);
-        self.zero(stream, fresh);
-        self.pass(stream, tables, decode)
+        self.pass(stream, tables, decode, used)
     }
 
     fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
@@ -150,10 +181,9 @@ impl Device for Cuda {
             let tasks = job.tasks.iter().flat_map(TaskJob::kept);
             tasks.chain(job.copy.as_ref().map(|copy| &*copy.values))
         });
-        let fresh = values::fresh(kept);
+        let used = Used::of(kept);
         let decode = jobs::parameters(&mut tables, jobs);
-        self.zero(stream, fresh);
-        self.pass(stream, tables, decode)
+        self.pass(stream, tables, decode, used)
     }
 
     fn rows(&self, stream: Stream, job: RowsJob) -> Pending<Vec<f32>> {

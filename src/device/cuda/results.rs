@@ -34,30 +34,45 @@ impl Health {
 /// A result slot. Kernels write to it, so it must not be used again before it landed or the device failed.
 #[derive(Debug)]
 pub struct Slot {
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
+    /// Where in the buffer it begins, and its length.
+    at: usize,
+    bytes: usize,
 }
 
 impl Slot {
     pub fn new(buffer: Buffer) -> Self {
-        let slot = Self { buffer };
+        let bytes = buffer.bytes();
+        Self::at(&Arc::new(buffer), 0, bytes)
+    }
+
+    /// Slots of so many bytes, a multiple of 64, side by side.
+    pub fn ring(buffer: Buffer, bytes: usize, count: usize) -> Vec<Arc<Self>> {
+        assert!(bytes.is_multiple_of(64) && count * bytes <= buffer.bytes());
+        let buffer = Arc::new(buffer);
+        (0..count).map(|number| Arc::new(Self::at(&buffer, number * bytes, bytes))).collect()
+    }
+
+    fn at(buffer: &Arc<Buffer>, at: usize, bytes: usize) -> Self {
+        let slot = Self { buffer: buffer.clone(), at, bytes };
         slot.header().store(0, Ordering::Relaxed);
         slot
     }
 
     /// As the device sees it.
     pub fn address(&self) -> u64 {
-        self.buffer.address()
+        self.buffer.address() + self.at as u64
     }
 
     pub fn bytes(&self) -> usize {
-        self.buffer.bytes()
+        self.bytes
     }
 
     fn header(&self) -> &AtomicU64 {
         const { assert!(std::mem::offset_of!(SlotHeader, sequence) == 0) };
-        // SAFETY: the buffer is pinned host memory, longer than a header, aligned to 512 bytes, and lives as long as the
-        // slot. Host and device write it as one word each.
-        unsafe { AtomicU64::from_ptr(self.buffer.host().cast()) }
+        // SAFETY: pinned host memory, longer than a header, aligned to 64 bytes, which lives as long as the slot. Host and
+        // device write it as one word each.
+        unsafe { AtomicU64::from_ptr(self.buffer.host().add(self.at).cast()) }
     }
 
     /// What was asked for under this number is complete.
@@ -72,9 +87,9 @@ impl Slot {
 
     /// `count` values, so many bytes into the slot.
     pub fn values<T: Pod>(&self, at: usize, count: usize) -> &[T] {
-        assert!(at + count * size_of::<T>() <= self.buffer.bytes() && at.is_multiple_of(align_of::<T>()));
-        // SAFETY: inside the buffer and aligned, as was just asserted. `has` said that the device is done with it.
-        unsafe { std::slice::from_raw_parts(self.buffer.host().add(at).cast(), count) }
+        assert!(at + count * size_of::<T>() <= self.bytes && at.is_multiple_of(align_of::<T>()));
+        // SAFETY: inside the slot and aligned, as was just asserted. `has` said that the device is done with it.
+        unsafe { std::slice::from_raw_parts(self.buffer.host().add(self.at + at).cast(), count) }
     }
 }
 

@@ -157,6 +157,7 @@ pub struct TickParams {
     pub control: u64,
     pub consumed: u64,
     pub dropped: u64,
+    pub replays: u64,
     pub every: u64,
     pub slots: u64,
 }
@@ -246,6 +247,6 @@ pub struct MoveParams {
 const _: () = assert!(size_of::<Run>() == 56 && size_of::<KeptEntry>() == 40 && size_of::<Item>() == 160);
 const _: () =
     assert!(size_of::<MeasureParams>() == 72 && size_of::<Landing>() == 40 && size_of::<FinishParams>() == 72);
-const _: () = assert!(size_of::<TickParams>() == 40 && size_of::<Control>() == 24 && size_of::<RowsParams>() == 96);
+const _: () = assert!(size_of::<TickParams>() == 48 && size_of::<Control>() == 24 && size_of::<RowsParams>() == 96);
 const _: () = assert!(size_of::<ViewEntry>() == 48 && size_of::<AttentionRowEntry>() == 40);
 const _: () = assert!(size_of::<AttentionParams>() == 296 && size_of::<MoveParams>() == 48);

@@ -3,12 +3,14 @@
 use super::memory::Buffer;
 use super::table::{FORMAT_F32, KeptEntry};
 use crate::device::{Kept, Values};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// fp32 values on a device.
 #[derive(Debug)]
 pub struct CudaValues {
-    pub buffer: Buffer,
+    /// Shared with captured passes, which may run for as long as the scope is open.
+    pub buffer: Arc<Buffer>,
     pub len: usize,
     /// They are zero, but nothing has been written yet: the first launch that uses them writes the zeros.
     fresh: AtomicBool,
@@ -17,7 +19,7 @@ pub struct CudaValues {
 impl CudaValues {
     /// Zeros.
     pub fn new(buffer: Buffer, len: usize) -> Self {
-        Self { buffer, len, fresh: AtomicBool::new(true) }
+        Self { buffer: Arc::new(buffer), len, fresh: AtomicBool::new(true) }
     }
 
     /// Address and length in bytes if the zeros are still to be written; the caller does it before anything else.
@@ -30,9 +32,23 @@ impl CudaValues {
     }
 }
 
-/// Addresses and lengths of the values that are used for the first time.
-pub fn fresh<'a>(values: impl Iterator<Item = &'a Values>) -> Vec<(u64, usize)> {
-    values.filter_map(|values| values.cuda()?.take_fresh()).collect()
+/// Kept values that a pass uses.
+#[derive(Default)]
+pub struct Used {
+    /// Addresses and lengths of those that are used for the first time: they are still to be filled with zeros.
+    pub fresh: Vec<(u64, usize)>,
+    pub buffers: Vec<Arc<Buffer>>,
+}
+
+impl Used {
+    pub fn of<'a>(values: impl Iterator<Item = &'a Values>) -> Self {
+        let mut used = Self::default();
+        for values in values.filter_map(Values::cuda) {
+            used.fresh.extend(values.take_fresh());
+            used.buffers.push(values.buffer.clone());
+        }
+        used
+    }
 }
 
 /// The values as kernels find them.
