@@ -19,7 +19,7 @@ const CUDA_DEVICES: usize = 64;
 pub struct Machine {
     cpu: Cpu,
     /// By ordinal, from the first time that memory of theirs is named.
-    cuda: [OnceLock<Result<Cuda, CudaError>>; CUDA_DEVICES],
+    cuda: [OnceLock<Result<Arc<Cuda>, CudaError>>; CUDA_DEVICES],
 }
 
 impl Machine {
@@ -35,7 +35,7 @@ impl Machine {
         }
     }
 
-    fn cuda(&self, ordinal: u32) -> Result<&Cuda, CudaError> {
+    fn cuda(&self, ordinal: u32) -> Result<&Arc<Cuda>, CudaError> {
         let none = || CudaError::Pointer(format!("there are at most {CUDA_DEVICES} CUDA devices"));
         let device = self.cuda.get(ordinal as usize).ok_or_else(none)?;
         device.get_or_init(|| Cuda::open(ordinal)).as_ref().map_err(CudaError::clone)
@@ -53,7 +53,7 @@ impl Machine {
     }
 
     /// The device whose stream this is, if the stream is being captured into a graph.
-    fn capturing(&self, stream: Stream) -> Option<&Cuda> {
+    fn capturing(&self, stream: Stream) -> Option<&Arc<Cuda>> {
         // The legacy default stream cannot be captured.
         let mut open = self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).filter(|_| stream != Stream::NULL);
         open.find(|cuda| cuda.is_capturing(stream))
@@ -72,7 +72,7 @@ impl Machine {
 
     /// The step that is captured is complete.
     pub fn end_capture(&self) {
-        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(Cuda::end_capture);
+        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(|cuda| cuda.end_capture());
     }
 
     /// Waits until devices have run everything that was enqueued on them.

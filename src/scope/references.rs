@@ -94,6 +94,7 @@ impl Front {
     pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
         check_scale(scale)?;
         self.count_replays();
+        self.changed();
         self.expect_idle("fgs_reference_add")?;
         if self.schedules.iter().all(|schedule| schedule.every == 0) {
             // Nothing is ever sampled, so there is nothing to compare with either.
@@ -140,6 +141,7 @@ impl Front {
     ) -> Result<()> {
         check_scale(scale)?;
         self.count_replays();
+        self.changed();
         self.expect_idle("fgs_reference_feed")?;
         let binding = self.catalog.transient(tensor, data, shard)?;
         let mut batch = self.batch(task)?;
@@ -163,6 +165,7 @@ impl Front {
     /// exact sums are given up; the sketches do not have it yet.
     pub(super) fn give_up_batch(&mut self) {
         let Some(batch) = self.pending.take() else { return };
+        self.changed();
         let reference = reference(&mut self.tasks.list[usize::from(batch.task)], &batch);
         self.budget.release(reference.sums.drain(..).flatten());
         self.fault(Fault::Dropped);

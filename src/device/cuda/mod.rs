@@ -35,9 +35,9 @@ use jobs::Decode;
 use memory::{Context, Kind};
 use module::Kernels;
 use parking_lot::Mutex;
-use pass::{State, is_capturing};
+use pass::{Cached, State, is_capturing};
 use plan::Tables;
-use results::{Health, Results};
+use results::{Health, Landing, Results};
 use std::sync::Arc;
 use values::Used;
 
@@ -52,14 +52,14 @@ pub struct Cuda {
 
 impl Cuda {
     /// Gets the device with this ordinal ready. Takes up to a second the first time.
-    pub fn open(ordinal: u32) -> Result<Self> {
+    pub fn open(ordinal: u32) -> Result<Arc<Self>> {
         let context = Context::of(ordinal)?;
         let _current = context.enter()?;
         let _relaxed = driver::Relaxed::enter()?;
         let kernels = Kernels::load(&context)?;
         let memory_bytes = driver::memory_bytes(context.device)?;
         let state = Mutex::new(State::new(&context)?);
-        Ok(Self { context, kernels, memory_bytes, health: Arc::default(), state })
+        Ok(Arc::new(Self { context, kernels, memory_bytes, health: Arc::default(), state }))
     }
 
     /// Why nothing is measured on the device any more.
@@ -91,8 +91,14 @@ impl Cuda {
     }
 
     /// Enqueues a pass: now, or into the graph that the stream is being captured into.
-    fn pass<T: Send + 'static>(&self, stream: Stream, tables: Tables, decode: Decode<T>, used: Used) -> Pending<T> {
-        let Self { kernels, health, context, .. } = self;
+    fn pass<T: Send + 'static>(
+        self: &Arc<Self>,
+        stream: Stream,
+        tables: Tables,
+        decode: Decode<T>,
+        used: Used,
+    ) -> Pending<T> {
+        let Self { kernels, health, context, .. } = &**self;
         let enqueued = self.guarded(|| {
             let mut state = self.state.lock();
             if is_capturing(stream.0.cast())? {
@@ -105,13 +111,27 @@ impl Cuda {
             if !used.fresh.is_empty() {
                 state.zero(stream, &used.fresh)?;
             }
-            let (cached, landing) = state.enqueue(kernels, health, stream, tables)?;
-            Ok(Pending::landing(move || {
-                let found = landing.look()?;
-                Some(found.map(|slot| decode(&Results { plan: &cached.plan, slot })))
-            }))
+            let cached = state.plan(kernels, stream, tables)?;
+            let landing = state.enqueue(kernels, health, stream, &cached)?;
+            let (cuda, decode) = (self.clone(), Arc::new(decode));
+            let pending = landed(landing, cached.clone(), decode.clone());
+            Ok(pending.with_again(move |stream| cuda.pass_again(stream, &cached, &decode)))
         });
         enqueued.unwrap_or_else(|error| self.lost(&error))
+    }
+
+    /// Enqueues a pass that was made before.
+    fn pass_again<T: Send + 'static>(
+        &self,
+        stream: Stream,
+        cached: &Arc<Cached>,
+        decode: &Arc<Decode<T>>,
+    ) -> Pending<T> {
+        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, cached));
+        match enqueued {
+            Ok(landing) => landed(landing, cached.clone(), decode.clone()),
+            Err(error) => self.lost(&error),
+        }
     }
 
     /// The stream is being captured into a graph.
@@ -137,6 +157,14 @@ impl Cuda {
     }
 }
 
+/// The results of a plan, once they are there.
+fn landed<T: Send + 'static>(landing: Landing, cached: Arc<Cached>, decode: Arc<Decode<T>>) -> Pending<T> {
+    Pending::landing(move || {
+        let found = landing.look()?;
+        Some(found.map(|slot| decode(&Results { plan: &cached.plan, slot })))
+    })
+}
+
 impl Drop for Cuda {
     fn drop(&mut self) {
         // Buffers must not go back to the driver under a kernel that is still to run.
@@ -147,7 +175,7 @@ impl Drop for Cuda {
     }
 }
 
-impl Device for Cuda {
+impl Device for Arc<Cuda> {
     fn values(&self, _: Place, len: usize) -> Option<Values> {
         let buffer = self.guarded(|| self.context.allocate(Kind::Device, 4 * len)).ok()?;
         Some(Values::from(CudaValues::new(buffer, len)))

@@ -271,10 +271,9 @@ impl State {
         kernels: &Kernels,
         health: &Arc<Health>,
         stream: Stream,
-        tables: Tables,
-    ) -> Result<(Arc<Cached>, Landing)> {
+        cached: &Cached,
+    ) -> Result<Landing> {
         let handle = self.begin(stream)?;
-        let cached = self.plan(kernels, handle, tables)?;
         let sequence = self.next();
         let slot = cached.slot(&self.context, health, sequence)?;
         let done = self.done(handle)?;
@@ -286,11 +285,11 @@ impl State {
         // behind; the trainer's memory is readable in the order of its stream (Memory::on_device).
         unsafe { cached.launch(kernels, handle, &Launch { landing, sums, partials })? };
         self.end(stream)?;
-        Ok((cached, Landing::new(slot, sequence, health.clone())))
+        Ok(Landing::new(slot, sequence, health.clone()))
     }
 
-    /// The plan of these tables: one that is on the device already, or a new one.
-    fn plan(&mut self, kernels: &Kernels, stream: CUstream, tables: Tables) -> Result<Arc<Cached>> {
+    /// The plan of these tables: one that is on the device already, or a new one, uploaded in the order of the stream.
+    pub fn plan(&mut self, kernels: &Kernels, stream: Stream, tables: Tables) -> Result<Arc<Cached>> {
         let plan = Plan::new(tables, |stage, rows| kernels.room(stage, rows))?;
         let bytes = plan.bytes();
         if let Some(at) =
@@ -306,10 +305,12 @@ impl State {
             self.plans.remove(idle);
         }
         let cached = Arc::new(Cached::new(&self.context, plan)?);
+        let handle = self.begin(stream)?;
         // SAFETY: both buffers are as long, and the plan keeps both for as long as something of it is still to run.
         cached.upload(|tables, staging, bytes| unsafe {
-            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, stream))
+            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, handle))
         })?;
+        self.end(stream)?;
         self.plans.push(cached.clone());
         Ok(cached)
     }
