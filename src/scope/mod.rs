@@ -143,9 +143,9 @@ impl Scope {
         }
         let schedules = vec![Schedule::common(&options)];
         let front = Front {
+            queue: Queue::new(Machine::new(cpu).with_packing(options.reference_format)),
+            budget: Budget::new(limit).with_spills(options.reference_spill),
             options,
-            queue: Queue::new(Machine::new(cpu)),
-            budget: Budget::new(limit),
             catalog: Catalog::default(),
             schedules,
             tasks: Tasks::default(),

@@ -10,7 +10,7 @@ use super::message::{Movement, ReferenceStep, TaskMovement};
 use super::queue::Queue;
 use super::storage::{Budget, Exact};
 use super::task::Tasks;
-use crate::device::{Copy, Device, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
+use crate::device::{Copy, Device, Keeping, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
 use std::sync::Arc;
 
 /// A copy of a slice's parameters as of the latest sampled step.
@@ -68,7 +68,8 @@ impl MovementDraft {
                 budget.release([old.exact]);
             }
             if copy.is_none() {
-                *copy = budget.allocate(&queue.device, read).map(|exact| Before { exact, known: false });
+                let keeping = Keeping::Copy(read.memory.dtype);
+                *copy = budget.allocate(&queue.device, read, keeping).map(|exact| Before { exact, known: false });
             }
             if let Some(copy) = copy {
                 copy.exact.mantissa_bits = mantissa_bits;

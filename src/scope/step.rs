@@ -185,8 +185,8 @@ impl Front {
 
     /// What is measured against each earlier task in this step.
     pub(super) fn earlier_tasks(&mut self) -> Vec<ReferenceStep> {
-        let device = &self.queue.device;
-        self.tasks.list.iter_mut().for_each(|task| task.settle(device));
+        let Self { tasks, queue, budget, .. } = &mut *self;
+        tasks.list.iter_mut().for_each(|task| task.settle(queue, budget));
         let earlier = self.tasks.earlier().map(|(id, task)| ReferenceStep {
             task: id,
             origin: task.origin(),

@@ -41,7 +41,7 @@ impl CudaError {
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// Every function that the library calls.
-const FUNCTIONS: [&str; 39] = [
+const FUNCTIONS: [&str; 38] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -67,7 +67,6 @@ const FUNCTIONS: [&str; 39] = [
     "cuMemHostGetDevicePointer_v2",
     "cuMemsetD8Async",
     "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuLaunchKernel",
     "cuCtxSynchronize",

@@ -15,6 +15,7 @@ mod jobs;
 mod memory;
 mod module;
 mod moves;
+mod pack;
 mod pass;
 mod plan;
 mod probe;
@@ -27,8 +28,8 @@ pub use driver::{CudaError, check_pointer, load as load_driver};
 pub use values::CudaValues;
 
 use super::{
-    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Lost,
-    ParameterFound, ParameterJob, Pending, Place, RowsJob, ScatterJob, Stream, TaskJob, Values,
+    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Home,
+    Keeping, Lost, Packing, ParameterFound, ParameterJob, Pending, Place, RowsJob, ScatterJob, Stream, TaskJob, Values,
 };
 use driver::{Current, Result};
 use jobs::Decode;
@@ -46,20 +47,21 @@ pub struct Cuda {
     context: Arc<Context>,
     kernels: Kernels,
     memory_bytes: u64,
+    packing: Packing,
     health: Arc<Health>,
     state: Mutex<State>,
 }
 
 impl Cuda {
     /// Gets the device with this ordinal ready. Takes up to a second the first time.
-    pub fn open(ordinal: u32) -> Result<Arc<Self>> {
+    pub fn open(ordinal: u32, packing: Packing) -> Result<Arc<Self>> {
         let context = Context::of(ordinal)?;
         let _current = context.enter()?;
         let _relaxed = driver::Relaxed::enter()?;
         let kernels = Kernels::load(&context)?;
         let memory_bytes = driver::memory_bytes(context.device)?;
         let state = Mutex::new(State::new(&context)?);
-        Ok(Arc::new(Self { context, kernels, memory_bytes, health: Arc::default(), state }))
+        Ok(Arc::new(Self { context, kernels, memory_bytes, packing, health: Arc::default(), state }))
     }
 
     /// Why nothing is measured on the device any more.
@@ -176,9 +178,17 @@ impl Drop for Cuda {
 }
 
 impl Device for Arc<Cuda> {
-    fn values(&self, _: Place, len: usize) -> Option<Values> {
-        let buffer = self.guarded(|| self.context.allocate(Kind::Device, 4 * len)).ok()?;
-        Some(Values::from(CudaValues::new(buffer, len)))
+    fn values(&self, _: Place, len: usize, keeping: Keeping, home: Home) -> Option<Values> {
+        let kind = if home == Home::Pinned { Kind::Pinned } else { Kind::Device };
+        let format = values::format_for(keeping);
+        let bytes = values::bytes_of(format, len);
+        let buffer = self.guarded(|| self.context.allocate(kind, bytes)).ok()?;
+        let is_sum = keeping == Keeping::Sum;
+        Some(Values::from(CudaValues::new(buffer, len, format, is_sum)))
+    }
+
+    fn value_bytes(&self, _: Place, len: usize, keeping: Keeping) -> u64 {
+        values::bytes_of(values::format_for(keeping), len) as u64
     }
 
     fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) {
@@ -187,7 +197,11 @@ impl Device for Arc<Cuda> {
         let _ = self.guarded(|| self.state.lock().copy(stream, source, target, at));
     }
 
-    fn settle(&self, _: &mut Values) {}
+    fn settle(&self, stream: Stream, values: &mut Values) {
+        let Some(values) = values.cuda_mut() else { return };
+        // What cannot be packed stays as it is; a failure that matters stays too, and is seen by the pass that follows.
+        let _ = self.guarded(|| self.state.lock().pack(&self.kernels, stream, values, self.packing));
+    }
 
     fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
         let mut tables = Tables::default();
@@ -196,7 +210,12 @@ impl Device for Arc<Cuda> {
         self.pass(stream, tables, decode, used)
     }
 
-    fn accumulate(&self, stream: Stream, jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
+    fn accumulate(&self, stream: Stream, mut jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
+        let mut sums = jobs.iter_mut().filter_map(|job| job.sum.as_mut()?.1.cuda_mut());
+        let mut unpack = |sum| self.state.lock().unpack(&self.kernels, stream, sum);
+        if let Err(error) = self.guarded(|| sums.try_for_each(&mut unpack)) {
+            return self.lost(&error);
+        }
         let mut tables = Tables::default();
         let used = Used::of(jobs.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
         let decode = jobs::accumulate(&mut tables, jobs);
@@ -252,7 +271,7 @@ impl Cuda {
         if let Some(fresh) = values.take_fresh() {
             self.zero(stream, vec![fresh]);
         }
-        self.guarded(|| self.state.lock().read(stream, values, out)).is_ok()
+        self.guarded(|| self.state.lock().read(&self.kernels, stream, values, out)).is_ok()
     }
 
     /// Writes slices of the parameters; waits for them.
