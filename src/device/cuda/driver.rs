@@ -198,7 +198,7 @@ pub fn check_pointer(address: usize, bytes: usize, ordinal: u32) -> Result<()> {
     if kind != HOST && owner != ordinal as i32 {
         return refuse(format!("{address:#x} is memory of CUDA device {owner}, not of device {ordinal}"));
     }
-    let (start, size) = (start as usize, size as usize);
+    let start = start as usize;
     if size > 0 && (address < start || address + bytes > start + size) {
         let beyond = (address + bytes).saturating_sub(start + size);
         return refuse(format!(

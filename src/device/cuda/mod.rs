@@ -136,9 +136,10 @@ impl Cuda {
         }
     }
 
-    /// The stream is being captured into a graph.
+    /// The stream is being captured into a graph. Asked at every step, so without a context of ours: a thread that has none
+    /// captures nothing.
     pub fn is_capturing(&self, stream: Stream) -> bool {
-        self.guarded(|| is_capturing(stream.0.cast())).unwrap_or(false)
+        !self.health.has_failed() && is_capturing(stream.0.cast()).unwrap_or(false)
     }
 
     /// From here to [`end_capture`](Cuda::end_capture), passes on `stream` go into a graph; of its replays every so many-th

@@ -340,8 +340,10 @@ impl State {
 
 /// Work on the stream goes into a graph instead of running.
 pub fn is_capturing(stream: CUstream) -> Result<bool> {
-    if stream.is_null() {
-        // The legacy default stream cannot be captured.
+    /// CU_STREAM_LEGACY.
+    const LEGACY: usize = 1;
+    if stream as usize <= LEGACY {
+        // The legacy default stream cannot be captured, and asking about it would disturb the capture of another.
         return Ok(false);
     }
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
