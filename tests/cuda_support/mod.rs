@@ -5,7 +5,9 @@
 
 #![allow(dead_code)] // Each test uses a part of it.
 
+pub mod double;
 pub mod oracle;
+pub mod trainer;
 
 use crate::device_support::encode;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr};
