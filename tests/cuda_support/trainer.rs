@@ -117,6 +117,11 @@ impl Trainer {
         }
     }
 
+    /// Where a tensor's data is on the device.
+    pub fn address(&self, tensor: usize, data: fgs_data) -> u64 {
+        self.device.as_ref().expect("a device")[data as usize][tensor].address
+    }
+
     /// The parameters as the device has them.
     pub fn downloaded(&self) -> Vec<Vec<f32>> {
         let values = |buffer: &Bytes| {
