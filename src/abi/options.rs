@@ -33,8 +33,8 @@ pub struct fgs_options {
     pub start_step: u64,
     /// First step that is not sampled any more. Default: none. Variable FGS_END_STEP.
     pub end_step: u64,
-    /// Bytes for exact references, snapshots and copies; beyond it sketches are kept. Default: `reference_budget` of the
-    /// memory of the device that holds the tensors. Variable FGS_BUDGET_BYTES.
+    /// Bytes for exact references, snapshots and copies, in each place that holds tensors (host, each device); beyond it
+    /// sketches are kept. Default: `reference_budget` of the memory of that place. Variable FGS_BUDGET_BYTES.
     pub budget_bytes: u64,
     /// Share of the device's memory, 0 to 1. Default 0.02. Variable FGS_REFERENCE_BUDGET.
     pub reference_budget: f64,
@@ -79,6 +79,8 @@ pub(super) unsafe fn layer(options: *const fgs_options) -> Outcome<Layer> {
         budget_bytes: number(options.budget_bytes),
         reference_budget: (options.reference_budget >= 0.0 || options.reference_budget.is_nan())
             .then_some(options.reference_budget),
+        reference_format: None,
+        reference_spill: None,
         sketch_head: small(options.sketch_head),
         sketch_matrix: small(options.sketch_matrix),
         window: small(options.window),

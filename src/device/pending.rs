@@ -3,6 +3,8 @@
 //! Host memory is read inside the call, so its results are there at once. A CUDA device writes them into pinned memory
 //! when the stream gets there; the drain thread waits for that without a CUDA call, and the trainer never does.
 
+use super::Stream;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a thread that waits for a device sleeps between two looks. A sampled step's results are tens of
@@ -15,22 +17,66 @@ const LOOK: Duration = Duration::from_micros(200);
 pub struct Lost(pub String);
 
 /// A result that is there or will land.
-pub struct Pending<T>(State<T>);
+pub struct Pending<T> {
+    state: State<T>,
+    /// How to look for what lands later again.
+    repeat: Option<Repeating<T>>,
+    /// How to ask for the same again.
+    again: Option<Again<T>>,
+}
 
 enum State<T> {
     Ready(T),
     Landing(Box<dyn FnMut() -> Option<Result<T, Lost>> + Send>),
 }
 
+/// Enqueues the same pass on a stream.
+type Again<T> = Arc<dyn Fn(Stream) -> Pending<T> + Send + Sync>;
+
+/// Looks for the result of one of several times.
+type Repeating<T> = Arc<dyn Fn(u64) -> Option<Result<T, Lost>> + Send + Sync>;
+
 impl<T: Send + 'static> Pending<T> {
     /// It is there.
     pub fn ready(value: T) -> Self {
-        Self(State::Ready(value))
+        Self { state: State::Ready(value), repeat: None, again: None }
     }
 
     /// `look` is called until it gives the result; it may be called from any one thread and must not block.
     pub fn landing(look: impl FnMut() -> Option<Result<T, Lost>> + Send + 'static) -> Self {
-        Self(State::Landing(Box::new(look)))
+        Self { state: State::Landing(Box::new(look)), repeat: None, again: None }
+    }
+
+    /// It lands again and again, as the results of a captured pass do. `look` gives that of the n-th time, from 0 on. The
+    /// value itself stands for the first time.
+    pub fn repeating(look: impl Fn(u64) -> Option<Result<T, Lost>> + Send + Sync + 'static) -> Self {
+        let repeat: Repeating<T> = Arc::new(look);
+        let first = repeat.clone();
+        Self { repeat: Some(repeat), ..Self::landing(move || first(0)) }
+    }
+
+    /// What lands the n-th time; `None` if it lands once only.
+    pub fn nth(&self, n: u64) -> Option<Self> {
+        let look = self.repeat.clone()?;
+        Some(Self::landing(move || look(n)))
+    }
+
+    /// The same, which can be asked for again as long as nothing that it is about has changed.
+    pub fn with_again(self, again: impl Fn(Stream) -> Self + Send + Sync + 'static) -> Self {
+        Self { again: Some(Arc::new(again)), ..self }
+    }
+
+    /// Asks for the same again, in the order of `stream`; `None` if that takes a new pass.
+    pub fn again(&self, stream: Stream) -> Option<Self> {
+        let again = self.again.clone()?;
+        let pending = again(stream);
+        Some(Self { again: Some(again), ..pending })
+    }
+
+    /// What only knows how to ask for the same again; `None` if this does not.
+    pub fn recipe(&self) -> Option<Self> {
+        let again = self.again.clone()?;
+        Some(Self { again: Some(again), ..Self::lost(Lost("a recipe, not a result".into())) })
     }
 
     /// It will never come.
@@ -40,9 +86,9 @@ impl<T: Send + 'static> Pending<T> {
 
     /// The result if it was there from the beginning, as that of host memory is; else what has to be waited for.
     pub fn now(self) -> Result<T, Self> {
-        match self.0 {
+        match self.state {
             State::Ready(value) => Ok(value),
-            landing @ State::Landing(_) => Err(Self(landing)),
+            State::Landing(_) => Err(self),
         }
     }
 
@@ -53,7 +99,7 @@ impl<T: Send + 'static> Pending<T> {
 
     /// The same, and calls `idle` between two looks: for a thread that has to show that it is alive.
     pub fn wait_with(self, mut idle: impl FnMut()) -> Result<T, Lost> {
-        match self.0 {
+        match self.state {
             State::Ready(value) => Ok(value),
             State::Landing(mut look) => loop {
                 match look() {
@@ -69,7 +115,7 @@ impl<T: Send + 'static> Pending<T> {
 
     /// Makes something else of the result once it is there.
     pub fn map<U: Send + 'static>(self, make: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
-        match self.0 {
+        match self.state {
             State::Ready(value) => Pending::ready(make(value)),
             State::Landing(mut look) => {
                 let mut make = Some(make);
@@ -86,23 +132,23 @@ impl<T: Send + 'static> Pending<T> {
 
     /// All of several results, in their order.
     pub fn all(parts: Vec<Self>) -> Pending<Vec<T>> {
-        if parts.iter().all(|part| matches!(part.0, State::Ready(_))) {
-            let ready = parts.into_iter().filter_map(|part| match part.0 {
+        if parts.iter().all(|part| matches!(part.state, State::Ready(_))) {
+            let ready = parts.into_iter().filter_map(|part| match part.state {
                 State::Ready(value) => Some(value),
                 State::Landing(_) => None,
             });
             return Pending::ready(ready.collect());
         }
         let mut found: Vec<Option<T>> = parts.iter().map(|_| None).collect();
-        let mut parts: Vec<Option<Self>> = parts.into_iter().map(Some).collect();
+        let mut parts: Vec<_> = parts.into_iter().map(|part| Some(part.state)).collect();
         Pending::landing(move || {
             for (part, found) in parts.iter_mut().zip(&mut found) {
                 match part.take() {
-                    Some(Self(State::Ready(value))) => *found = Some(value),
-                    Some(Self(State::Landing(mut look))) => match look() {
+                    Some(State::Ready(value)) => *found = Some(value),
+                    Some(State::Landing(mut look)) => match look() {
                         Some(Ok(value)) => *found = Some(value),
                         Some(Err(lost)) => return Some(Err(lost)),
-                        None => *part = Some(Self(State::Landing(look))),
+                        None => *part = Some(State::Landing(look)),
                     },
                     None => {}
                 }
@@ -114,7 +160,7 @@ impl<T: Send + 'static> Pending<T> {
 
 impl<T> std::fmt::Debug for Pending<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.state {
             State::Ready(_) => "Pending(ready)",
             State::Landing(_) => "Pending(landing)",
         })
@@ -149,6 +195,14 @@ mod tests {
         assert_eq!((landing.wait_with(|| idle += 1), idle), (Ok(2), 2));
         let lost = Lost("gone".into());
         assert_eq!(Pending::<()>::lost(lost.clone()).wait(), Err(lost));
+    }
+
+    #[test]
+    fn what_lands_again_and_again_is_looked_for_by_number() {
+        let repeating = Pending::repeating(|n| Some(Ok(10 * n)));
+        assert_eq!(repeating.nth(3).map(Pending::wait), Some(Ok(30)));
+        assert_eq!(repeating.wait(), Ok(0));
+        assert!(Pending::ready(1).nth(0).is_none() && after(1, Ok(1)).nth(0).is_none());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod algebra;
 mod analysis;
+mod capture;
 mod catalog;
 mod curvature;
 mod draft;
@@ -25,6 +26,7 @@ mod schedule;
 pub mod schema;
 mod secant;
 mod shard;
+mod steady;
 mod step;
 mod storage;
 mod task;
@@ -44,6 +46,7 @@ pub use shard::{Shard, View};
 use crate::device::cpu::{Cpu, host_memory_bytes};
 use crate::device::{Machine, Stream};
 use crate::ring::{Entry, Writer, WriterOptions, default_path};
+use capture::Captures;
 use catalog::Catalog;
 use curvature::Curvature;
 use drain::Drain;
@@ -56,6 +59,7 @@ use references::PendingBatch;
 use schedule::Schedule;
 use schema::{Fault, TaskEvent};
 use std::path::{Path, PathBuf};
+use steady::Steady;
 use step::StepState;
 use storage::{Budget, Limit};
 use task::Tasks;
@@ -84,6 +88,11 @@ pub struct Front {
     probe: Option<OpenPass>,
     probe_memory: ProbeMemory,
     curvature: Curvature,
+    captures: Captures,
+    /// The latest step, if it can be made again.
+    steady: Option<Steady>,
+    /// Counts what the passes of a step depend on, besides the catalog.
+    changes: u64,
     /// Updates that were applied so far: tells whether two moments saw the same weights.
     updates: u64,
     drain: Drain,
@@ -134,9 +143,9 @@ impl Scope {
         }
         let schedules = vec![Schedule::common(&options)];
         let front = Front {
+            queue: Queue::new(Machine::new(cpu).with_packing(options.reference_format)),
+            budget: Budget::new(limit).with_spills(options.reference_spill),
             options,
-            queue: Queue::new(Machine::new(cpu)),
-            budget: Budget::new(limit),
             catalog: Catalog::default(),
             schedules,
             tasks: Tasks::default(),
@@ -147,6 +156,9 @@ impl Scope {
             probe: None,
             probe_memory,
             curvature: Curvature::default(),
+            captures: Captures::default(),
+            steady: None,
+            changes: 0,
             updates: 0,
             drain,
         };
@@ -251,6 +263,8 @@ impl Front {
 
     /// Training of a task begins; a name seen before returns to that task.
     pub fn task_begin(&mut self, name: &str) -> Result<()> {
+        self.count_replays();
+        self.changed();
         self.expect_idle("fgs_task_begin")?;
         self.give_up_pass();
         if let Some(current) = self.tasks.current {
@@ -270,6 +284,8 @@ impl Front {
 
     /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
     pub fn task_end(&mut self) -> Result<()> {
+        self.count_replays();
+        self.changed();
         self.expect_no_step("fgs_task_end")?;
         self.give_up_pass();
         let Some(task) = self.tasks.current else {
@@ -292,6 +308,8 @@ impl Front {
 
     /// Keeps the parameters as they are now as the snapshot of `task`, or of the current task.
     pub fn snapshot(&mut self, task: Option<&str>) -> Result<()> {
+        self.count_replays();
+        self.changed();
         self.expect_idle("fgs_snapshot")?;
         let task = match task {
             Some(name) => self.task(name)?,

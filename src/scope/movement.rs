@@ -5,12 +5,13 @@
 //! fp64 instead, and the drain side takes the difference.
 
 use super::catalog::Catalog;
-use super::draft::Landing;
+use super::draft::{Landing, Repeat};
 use super::message::{Movement, ReferenceStep, TaskMovement};
 use super::queue::Queue;
 use super::storage::{Budget, Exact};
 use super::task::Tasks;
-use crate::device::{Copy, Device, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
+use crate::device::{Copy, Device, Keeping, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
+use std::sync::Arc;
 
 /// A copy of a slice's parameters as of the latest sampled step.
 #[derive(Debug)]
@@ -25,21 +26,27 @@ pub struct Before {
 pub struct MovementDraft {
     /// What is known without results: which slices and tasks.
     movement: Movement,
-    measured: Vec<Measured>,
+    /// Slices whose copy was empty: the first replay of a captured step compares with nothing.
+    unknown: Vec<usize>,
+    measured: Arc<[Measured]>,
     /// One per slice that is measured.
     found: Pending<Vec<ParameterFound>>,
 }
 
 /// What is measured of one slice.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Measured {
     slice: usize,
     /// Per task: the difference is exact, and so is the reference.
     exact: Vec<bool>,
+    /// It was compared with a copy, or there is none.
+    is_steady: bool,
 }
 
 impl MovementDraft {
-    /// Asks how far the parameters moved along each reference since the last time, and for fresh copies.
+    /// Asks how far the parameters moved along each reference since the last time, and for fresh copies. `is_captured`: again
+    /// and again.
+    #[allow(clippy::too_many_arguments)] // parts of the scope, borrowed apart
     pub fn new(
         catalog: &Catalog,
         tasks: &Tasks,
@@ -48,6 +55,7 @@ impl MovementDraft {
         budget: &mut Budget,
         reads: Vec<Option<SliceRead<'_>>>,
         references: &[ReferenceStep],
+        is_captured: bool,
     ) -> Self {
         let slices = catalog.slices.len();
         copies.resize_with(slices, || None);
@@ -60,7 +68,8 @@ impl MovementDraft {
                 budget.release([old.exact]);
             }
             if copy.is_none() {
-                *copy = budget.allocate(&queue.device, read).map(|exact| Before { exact, known: false });
+                let keeping = Keeping::Copy(read.memory.dtype);
+                *copy = budget.allocate(&queue.device, read, keeping).map(|exact| Before { exact, known: false });
             }
             if let Some(copy) = copy {
                 copy.exact.mantissa_bits = mantissa_bits;
@@ -72,14 +81,16 @@ impl MovementDraft {
             sketched: reads.iter().zip(&*copies).map(|(read, copy)| read.is_some() && copy.is_none()).collect(),
             ..Movement::default()
         };
-        let (mut measured, mut jobs) = (Vec::new(), Vec::new());
+        let (mut measured, mut jobs, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for ((slice, read), copy) in reads.into_iter().enumerate().zip(copies.iter_mut()) {
             let Some(read) = read else { continue };
             let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, &read)).collect();
             // The sketch of the difference serves tasks without an exact reference.
             let update_sketch = references.iter().any(Option::is_none);
             let sketch = copy.is_none();
-            let compare = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
+            let is_known = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
+            let compare = is_known || is_captured && copy.is_some();
+            unknown.extend((compare && !is_known).then_some(slice));
             let copy = copy.as_mut().map(|before| Copy {
                 span: before.exact.span,
                 values: &mut before.exact.values,
@@ -87,7 +98,8 @@ impl MovementDraft {
                 replace: true,
             });
             movement.compared[slice] = compare;
-            measured.push(Measured { slice, exact: references.iter().map(|kept| compare && kept.is_some()).collect() });
+            let exact = references.iter().map(|kept| compare && kept.is_some()).collect();
+            measured.push(Measured { slice, exact, is_steady: compare || copy.is_none() });
             let tasks =
                 references.into_iter().map(|kept| TaskJob { reference: kept.map(Exact::kept), ..TaskJob::default() });
             jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks: tasks.collect() });
@@ -99,22 +111,44 @@ impl MovementDraft {
             dots: Vec::new(),
         };
         movement.tasks = references.iter().map(task).collect();
-        Self { movement, measured, found: queue.device.parameters(queue.stream, jobs) }
+        Self { movement, measured: measured.into(), unknown, found: queue.device.parameters(queue.stream, jobs) }
+    }
+
+    /// The same with other results; `None` if there are none.
+    pub fn with(&self, found: &impl Repeat) -> Option<Self> {
+        let Self { movement, measured, unknown, found: before } = self;
+        let found = found.of(before)?;
+        Some(Self { movement: movement.clone(), measured: measured.clone(), unknown: unknown.clone(), found })
+    }
+
+    /// The copies held nothing before: differences to them are no movement.
+    pub fn forget_unknown(&mut self) {
+        for slice in std::mem::take(&mut self.unknown) {
+            self.movement.compared[slice] = false;
+        }
+    }
+
+    /// The next pass is the same: every copy that there is was compared with.
+    pub fn is_steady(&self) -> bool {
+        self.unknown.is_empty() && self.measured.iter().all(|measured| measured.is_steady)
     }
 
     pub fn land(self, landing: &mut Landing) -> Result<Movement, Lost> {
-        let Self { mut movement, measured, found } = self;
+        let Self { mut movement, measured, found, .. } = self;
         let found = landing.wait(found)?;
         movement.compared.resize(landing.slices(), false);
         movement.sketched.resize(landing.slices(), false);
         movement.tasks.iter_mut().for_each(|task| task.dots = vec![None; landing.slices()]);
         movement.sketch = landing.sketch(true);
         movement.weights = landing.sketch(movement.sketched.contains(&true));
-        for (Measured { slice, exact }, found) in measured.into_iter().zip(found) {
-            landing.add(&mut movement.sketch, slice, &found.update_sketch);
+        for (Measured { slice, exact, .. }, found) in measured.iter().zip(found) {
+            let slice = *slice;
+            if movement.compared[slice] {
+                landing.add(&mut movement.sketch, slice, &found.update_sketch);
+            }
             landing.add(&mut movement.weights, slice, &found.sketch);
             for ((task, exact), found) in movement.tasks.iter_mut().zip(exact).zip(found.tasks) {
-                task.dots[slice] = exact.then_some(found.update.dot);
+                task.dots[slice] = (*exact && movement.compared[slice]).then_some(found.update.dot);
             }
         }
         Ok(movement)

@@ -41,7 +41,7 @@ impl CudaError {
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// Every function that the library calls.
-const FUNCTIONS: [&str; 35] = [
+const FUNCTIONS: [&str; 38] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -67,10 +67,13 @@ const FUNCTIONS: [&str; 35] = [
     "cuMemHostGetDevicePointer_v2",
     "cuMemsetD8Async",
     "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuLaunchKernel",
+    "cuCtxSynchronize",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
     "cuStreamIsCapturing",
+    "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuThreadExchangeStreamCaptureMode",
     "cuEventCreate",
@@ -195,7 +198,7 @@ pub fn check_pointer(address: usize, bytes: usize, ordinal: u32) -> Result<()> {
     if kind != HOST && owner != ordinal as i32 {
         return refuse(format!("{address:#x} is memory of CUDA device {owner}, not of device {ordinal}"));
     }
-    let (start, size) = (start as usize, size as usize);
+    let start = start as usize;
     if size > 0 && (address < start || address + bytes > start + size) {
         let beyond = (address + bytes).saturating_sub(start + size);
         return refuse(format!(

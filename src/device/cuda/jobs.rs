@@ -10,7 +10,7 @@ use crate::device::{
 };
 
 /// A pass: where to find what was asked for.
-pub type Decode<T> = Box<dyn Fn(&Results) -> T + Send>;
+pub type Decode<T> = Box<dyn Fn(&Results) -> T + Send + Sync>;
 
 /// Where a reference of a job is paired: item and place in it.
 type Paired = Option<(ItemId, usize)>;

@@ -40,6 +40,8 @@ pub struct Kernels {
     pub attention: Kernel,
     pub gather: Kernel,
     pub scatter: Kernel,
+    pub pack: Kernel,
+    pub unpack: Kernel,
     /// Multiprocessors of the device.
     multiprocessors: u32,
     /// Rows of buckets that fit into a block's shared memory, narrow and wide.
@@ -83,6 +85,7 @@ impl Kernels {
         let rows = module(ptx!("rows"))?;
         let attention = module(ptx!("attention"))?;
         let moves = module(ptx!("move"))?;
+        let pack = module(ptx!("pack"))?;
         let multiprocessors =
             driver::attribute(context.device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let mut kernels = Self {
@@ -94,6 +97,8 @@ impl Kernels {
             attention: kernel(attention, c"fgs_attention", MEASURE_THREADS)?,
             gather: kernel(moves, c"fgs_gather", MOVE_THREADS)?,
             scatter: kernel(moves, c"fgs_scatter", MOVE_THREADS)?,
+            pack: kernel(pack, c"fgs_pack", MOVE_THREADS)?,
+            unpack: kernel(pack, c"fgs_unpack", MOVE_THREADS)?,
             multiprocessors,
             most_rows: [0; 2],
             at_once: Default::default(),

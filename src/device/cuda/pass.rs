@@ -1,6 +1,7 @@
 //! Enqueuing: what a device keeps between calls, and the launches of a pass.
 
 use super::CudaError;
+use super::capture::Captured;
 use super::driver::{Result, call};
 use super::memory::{Buffer, Context, Kind};
 use super::module::{Kernels, shared_bytes};
@@ -32,11 +33,13 @@ pub struct State {
     done: Option<Buffer>,
     /// Number of the latest result.
     sequence: u64,
+    captures: u64,
     /// Recorded after the latest work, on the stream that it is on.
     event: Event,
     stream: Option<Stream>,
     /// Memory that something enqueued reads, until its result has landed.
     in_flight: Vec<(Arc<Slot>, u64, Vec<Buffer>)>,
+    pub captured: Captured,
 }
 
 struct Event(CUevent);
@@ -50,7 +53,7 @@ pub struct Cached {
     bytes: Vec<u8>,
     tables: Buffer,
     /// What the upload reads.
-    _staging: Buffer,
+    staging: Buffer,
     slots: parking_lot::Mutex<Slots>,
 }
 
@@ -61,7 +64,76 @@ struct Slots {
     latest: Option<(Arc<Slot>, u64)>,
 }
 
+/// What a plan's launches use besides its tables.
+pub struct Launch {
+    pub landing: table::Landing,
+    /// Partial sums and sketches, as long as the plan says.
+    pub sums: u64,
+    pub partials: u64,
+}
+
 impl Cached {
+    /// The tables in pinned memory; they are still to be uploaded.
+    pub fn new(context: &Arc<Context>, plan: Plan) -> Result<Self> {
+        let bytes = plan.bytes();
+        let tables = context.allocate(Kind::Device, bytes.len())?;
+        let staging = context.allocate(Kind::Pinned, bytes.len())?;
+        // SAFETY: the buffer is at least as long as the bytes, and nobody else has it.
+        unsafe { staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(Self { plan, bytes, tables, staging, slots: Default::default() })
+    }
+
+    /// Hands target, source and length of the upload to `copy`.
+    pub fn upload(&self, copy: impl FnOnce(&Buffer, &Buffer, usize) -> Result<()>) -> Result<()> {
+        copy(&self.tables, &self.staging, self.bytes.len())
+    }
+
+    /// Enqueues the launches.
+    ///
+    /// # Safety
+    /// The tables must have been uploaded in the stream's order. They, and what `launch` names, must live until the stream
+    /// has run the launches; the memory that jobs named must be readable, and kept values writable, in its order.
+    pub unsafe fn launch(&self, kernels: &Kernels, stream: CUstream, launch: &Launch) -> Result<()> {
+        let Plan { items, runs, stages, .. } = &self.plan;
+        let &Launch { landing, sums, partials } = launch;
+        let runs_at = self.tables.address() + (items.len() * size_of::<Item>()) as u64;
+        let pairs_at = runs_at + (runs.len() * size_of::<Run>()) as u64;
+        for (number, arranged) in stages.iter().enumerate() {
+            let at = self.tables.address() + (arranged.items.start * size_of::<Item>()) as u64;
+            let count = arranged.items.len() as u32;
+            let stage = arranged.stage;
+            let measure = MeasureParams {
+                items: at,
+                runs: runs_at,
+                pairs: pairs_at,
+                sums,
+                partials,
+                control: landing.control,
+                tiles: arranged.tiles,
+                item_count: count,
+                blocks: arranged.blocks,
+                shared_rows: arranged.shared_rows,
+                unused: 0,
+            };
+            let finish = FinishParams {
+                landing,
+                items: at,
+                sums,
+                partials,
+                is_wide: u32::from(stage.is_wide()),
+                is_last: u32::from(number + 1 == stages.len()),
+            };
+            let blocks = arranged.blocks * stage.share() as u32;
+            let shared = shared_bytes(arranged.shared_rows);
+            // SAFETY: the tables are as the plan says; the rest is the caller's promise.
+            unsafe {
+                kernels.of(stage).launch(blocks, shared, stream, &measure)?;
+                kernels.finish.launch(count, 0, stream, &finish)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A slot that nobody waits for: a new one, or where there are enough of them, that which the drain thread is done with
     /// first. Steps never wait here, since the scope lets only a few of them be on their way; reference batches may, when the
     /// trainer has queued [`SLOTS`] of them.
@@ -111,9 +183,11 @@ impl State {
             partials: None,
             done: None,
             sequence: 0,
+            captures: 0,
             event: Event(event),
             stream: None,
             in_flight: Vec::new(),
+            captured: Captured::default(),
         })
     }
 
@@ -121,10 +195,16 @@ impl State {
     pub fn close(&mut self) {
         // SAFETY: created by `new`, and not used again. The driver may be gone already, and says so.
         let _ = unsafe { sys::cuEventDestroy_v2(self.event.0) };
+        self.captured.close();
     }
 
     /// Waits until everything that was enqueued has run.
     pub fn wait(&mut self) -> Result<()> {
+        if !self.captured.is_empty() {
+            // Nothing else tells when a graph has run.
+            // SAFETY: the context is current.
+            unsafe { call!(cuCtxSynchronize())? };
+        }
         if self.stream.is_none() {
             return Ok(());
         }
@@ -136,7 +216,7 @@ impl State {
     pub fn begin(&mut self, stream: Stream) -> Result<CUstream> {
         let handle: CUstream = stream.0.cast();
         if is_capturing(handle)? {
-            return Err(CudaError::Pointer("the stream is being captured into a graph".into()));
+            return Err(CudaError::Pointer("this call cannot be captured into a graph; only steps can".into()));
         }
         if self.stream.is_some_and(|before| before != stream) {
             // SAFETY: the event was created by `new` and recorded by `end`; the stream is the trainer's.
@@ -156,6 +236,12 @@ impl State {
     pub fn next(&mut self) -> u64 {
         self.sequence += 1;
         self.sequence
+    }
+
+    /// Number before the first result of a captured pass: far from those of others, of which there will be fewer.
+    pub fn next_captured(&mut self) -> u64 {
+        self.captures += 1;
+        self.captures << 40
     }
 
     /// Keeps memory until what reads it has landed.
@@ -185,61 +271,25 @@ impl State {
         kernels: &Kernels,
         health: &Arc<Health>,
         stream: Stream,
-        tables: Tables,
-    ) -> Result<(Arc<Cached>, Landing)> {
+        cached: &Cached,
+    ) -> Result<Landing> {
         let handle = self.begin(stream)?;
-        let cached = self.plan(kernels, handle, tables)?;
         let sequence = self.next();
         let slot = cached.slot(&self.context, health, sequence)?;
         let done = self.done(handle)?;
         let landing =
             table::Landing { slot: slot.address(), slot_bytes: slot.bytes() as u64, sequence, done, control: 0 };
-        let Plan { items, runs, stages, .. } = &cached.plan;
-        let runs_at = cached.tables.address() + (items.len() * size_of::<Item>()) as u64;
-        let pairs_at = runs_at + (runs.len() * size_of::<Run>()) as u64;
-        let most = |bytes: fn(&super::plan::Arranged) -> usize| stages.iter().map(bytes).max().unwrap_or(0);
-        let sums = grow(&mut self.sums, &self.context, most(|stage| stage.sums_bytes))?;
-        let partials = grow(&mut self.partials, &self.context, most(|stage| stage.partial_bytes))?;
-        for (number, arranged) in stages.iter().enumerate() {
-            let at = cached.tables.address() + (arranged.items.start * size_of::<Item>()) as u64;
-            let count = arranged.items.len() as u32;
-            let stage = arranged.stage;
-            let measure = MeasureParams {
-                items: at,
-                runs: runs_at,
-                pairs: pairs_at,
-                sums,
-                partials,
-                control: 0,
-                tiles: arranged.tiles,
-                item_count: count,
-                blocks: arranged.blocks,
-                shared_rows: arranged.shared_rows,
-                unused: 0,
-            };
-            let finish = FinishParams {
-                landing,
-                items: at,
-                sums,
-                partials,
-                is_wide: u32::from(stage.is_wide()),
-                is_last: u32::from(number + 1 == stages.len()),
-            };
-            let blocks = arranged.blocks * stage.share() as u32;
-            let shared = shared_bytes(arranged.shared_rows);
-            // SAFETY: tables, scratch memory and slot are as the plan says and live until the result has landed; the
-            // trainer's memory is readable in the order of its stream (Memory::on_device).
-            unsafe {
-                kernels.of(stage).launch(blocks, shared, handle, &measure)?;
-                kernels.finish.launch(count, 0, handle, &finish)?;
-            }
-        }
+        let sums = grow(&mut self.sums, &self.context, cached.plan.most(|stage| stage.sums_bytes))?;
+        let partials = grow(&mut self.partials, &self.context, cached.plan.most(|stage| stage.partial_bytes))?;
+        // SAFETY: tables, scratch memory and slot live until the result has landed, or are handed on to work that is ordered
+        // behind; the trainer's memory is readable in the order of its stream (Memory::on_device).
+        unsafe { cached.launch(kernels, handle, &Launch { landing, sums, partials })? };
         self.end(stream)?;
-        Ok((cached, Landing::new(slot, sequence, health.clone())))
+        Ok(Landing::new(slot, sequence, health.clone()))
     }
 
-    /// The plan of these tables: one that is on the device already, or a new one.
-    fn plan(&mut self, kernels: &Kernels, stream: CUstream, tables: Tables) -> Result<Arc<Cached>> {
+    /// The plan of these tables: one that is on the device already, or a new one, uploaded in the order of the stream.
+    pub fn plan(&mut self, kernels: &Kernels, stream: Stream, tables: Tables) -> Result<Arc<Cached>> {
         let plan = Plan::new(tables, |stage, rows| kernels.room(stage, rows))?;
         let bytes = plan.bytes();
         if let Some(at) =
@@ -254,15 +304,13 @@ impl State {
         {
             self.plans.remove(idle);
         }
-        let tables = self.context.allocate(Kind::Device, bytes.len())?;
-        let staging = self.context.allocate(Kind::Pinned, bytes.len())?;
-        // SAFETY: both buffers are at least as long as the bytes; nobody else has them, and the plan keeps both for as
-        // long as something of it is still to run.
-        unsafe {
-            staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes.len(), stream))?;
-        }
-        let cached = Arc::new(Cached { plan, bytes, tables, _staging: staging, slots: Default::default() });
+        let cached = Arc::new(Cached::new(&self.context, plan)?);
+        let handle = self.begin(stream)?;
+        // SAFETY: both buffers are as long, and the plan keeps both for as long as something of it is still to run.
+        cached.upload(|tables, staging, bytes| unsafe {
+            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, handle))
+        })?;
+        self.end(stream)?;
         self.plans.push(cached.clone());
         Ok(cached)
     }
@@ -291,9 +339,11 @@ impl State {
 }
 
 /// Work on the stream goes into a graph instead of running.
-fn is_capturing(stream: CUstream) -> Result<bool> {
-    if stream.is_null() {
-        // The legacy default stream cannot be captured.
+pub fn is_capturing(stream: CUstream) -> Result<bool> {
+    /// CU_STREAM_LEGACY.
+    const LEGACY: usize = 1;
+    if stream as usize <= LEGACY {
+        // The legacy default stream cannot be captured, and asking about it would disturb the capture of another.
         return Ok(false);
     }
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;

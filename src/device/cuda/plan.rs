@@ -189,6 +189,11 @@ impl Plan {
         parts.concat()
     }
 
+    /// The most of something that a stage has.
+    pub fn most(&self, of: impl Fn(&Arranged) -> usize) -> usize {
+        self.stages.iter().map(of).max().unwrap_or(0)
+    }
+
     pub fn item(&self, id: ItemId) -> &Item {
         &self.items[self.firsts[id.stage as usize] + id.index]
     }

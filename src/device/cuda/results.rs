@@ -7,7 +7,7 @@ use crate::device::Lost;
 use bytemuck::Pod;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// After so long a result is taken for lost. A device that failed says so to the next call, which comes sooner; this is for
@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Whether a device still answers; shared by everything that waits for it.
 #[derive(Debug, Default)]
 pub struct Health {
+    has_failed: AtomicBool,
     failure: Mutex<Option<String>>,
 }
 
@@ -24,40 +25,60 @@ impl Health {
     /// Nothing will land any more, for this reason. The first one stays.
     pub fn fail(&self, reason: &str) {
         self.failure.lock().get_or_insert_with(|| reason.into());
+        self.has_failed.store(true, Ordering::Release);
     }
 
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+        self.has_failed().then(|| self.failure.lock().clone()).flatten()
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
     }
 }
 
 /// A result slot. Kernels write to it, so it must not be used again before it landed or the device failed.
 #[derive(Debug)]
 pub struct Slot {
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
+    /// Where in the buffer it begins, and its length.
+    at: usize,
+    bytes: usize,
 }
 
 impl Slot {
     pub fn new(buffer: Buffer) -> Self {
-        let slot = Self { buffer };
+        let bytes = buffer.bytes();
+        Self::at(&Arc::new(buffer), 0, bytes)
+    }
+
+    /// Slots of so many bytes, a multiple of 64, side by side.
+    pub fn ring(buffer: Buffer, bytes: usize, count: usize) -> Vec<Arc<Self>> {
+        assert!(bytes.is_multiple_of(64) && count * bytes <= buffer.bytes());
+        let buffer = Arc::new(buffer);
+        (0..count).map(|number| Arc::new(Self::at(&buffer, number * bytes, bytes))).collect()
+    }
+
+    fn at(buffer: &Arc<Buffer>, at: usize, bytes: usize) -> Self {
+        let slot = Self { buffer: buffer.clone(), at, bytes };
         slot.header().store(0, Ordering::Relaxed);
         slot
     }
 
     /// As the device sees it.
     pub fn address(&self) -> u64 {
-        self.buffer.address()
+        self.buffer.address() + self.at as u64
     }
 
     pub fn bytes(&self) -> usize {
-        self.buffer.bytes()
+        self.bytes
     }
 
     fn header(&self) -> &AtomicU64 {
         const { assert!(std::mem::offset_of!(SlotHeader, sequence) == 0) };
-        // SAFETY: the buffer is pinned host memory, longer than a header, aligned to 512 bytes, and lives as long as the
-        // slot. Host and device write it as one word each.
-        unsafe { AtomicU64::from_ptr(self.buffer.host().cast()) }
+        // SAFETY: pinned host memory, longer than a header, aligned to 64 bytes, which lives as long as the slot. Host and
+        // device write it as one word each.
+        unsafe { AtomicU64::from_ptr(self.buffer.host().add(self.at).cast()) }
     }
 
     /// What was asked for under this number is complete.
@@ -72,9 +93,9 @@ impl Slot {
 
     /// `count` values, so many bytes into the slot.
     pub fn values<T: Pod>(&self, at: usize, count: usize) -> &[T] {
-        assert!(at + count * size_of::<T>() <= self.buffer.bytes() && at.is_multiple_of(align_of::<T>()));
-        // SAFETY: inside the buffer and aligned, as was just asserted. `has` said that the device is done with it.
-        unsafe { std::slice::from_raw_parts(self.buffer.host().add(at).cast(), count) }
+        assert!(at + count * size_of::<T>() <= self.bytes && at.is_multiple_of(align_of::<T>()));
+        // SAFETY: inside the slot and aligned, as was just asserted. `has` said that the device is done with it.
+        unsafe { std::slice::from_raw_parts(self.buffer.host().add(self.at + at).cast(), count) }
     }
 }
 

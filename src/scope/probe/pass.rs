@@ -224,3 +224,79 @@ fn array(rows: usize, columns: usize, values: Vec<f32>) -> Result<Array2<f32>, L
     Array2::from_shape_vec((rows, columns), values)
         .map_err(|_| Lost(format!("a device gave {found} values of {rows} × {columns}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A result that is there after so many looks.
+    fn after<T: Send + Clone + 'static>(mut looks: u32, value: T) -> Pending<T> {
+        Pending::landing(move || {
+            looks = looks.saturating_sub(1);
+            (looks == 0).then(|| Ok(value.clone()))
+        })
+    }
+
+    /// One head, one row of one key a batch.
+    fn attention(batches: Vec<(f32, f32)>) -> AttentionDraft {
+        let keys = vec![1; batches.len()];
+        let found = |(off, logit)| AttentionFound { probabilities: vec![1.0 + off], max_logits: vec![logit], off };
+        let batches = batches.into_iter().map(|batch| after(3, found(batch))).collect();
+        AttentionDraft { first_head: 7, heads: 1, keys, batches }
+    }
+
+    fn pass(layers: Vec<(u32, LayerDraft)>) -> PassDraft {
+        let pass = Pass {
+            task: 0,
+            trained: None,
+            step: 3,
+            time_ns: 0,
+            purpose: Purpose::Base,
+            epoch: 0,
+            batches: vec![1, 1],
+            sequences: vec![0, 1],
+            labels: Vec::new(),
+            layers: BTreeMap::new(),
+            lease: Arc::default(),
+        };
+        PassDraft { pass, layers }
+    }
+
+    #[test]
+    fn batches_come_together_in_their_order() {
+        let batches = vec![after(4, vec![1.0, 2.0]), Pending::ready(vec![3.0, 4.0])];
+        let hidden = Some(RowsDraft { width: 2, batches });
+        let attention = Some(attention(vec![(0.0, -1.0), (0.01, f32::NAN)]));
+        let draft = pass(vec![(5, LayerDraft { hidden, attention, ..LayerDraft::default() })]);
+        let mut looks = 0;
+        let mut idle = || looks += 1;
+        let (pass, left_out) = draft.land(&mut Landing::new(&[], 0, &mut idle)).unwrap();
+        assert_eq!((left_out, looks), (0, 3 + 2 + 2), "idle while it waits");
+        let layer = &pass.layers[&5];
+        assert_eq!(layer.hidden, Some(ndarray::array![[1.0, 2.0], [3.0, 4.0]]));
+        let found = layer.attention.as_ref().unwrap();
+        assert_eq!((found.first_head, &found.rows.keys), (7, &vec![1, 1]));
+        assert_eq!((&found.rows.probabilities, &found.rows.max_logits), (&vec![1.0, 1.01], &vec![-1.0]));
+    }
+
+    #[test]
+    fn rows_that_are_no_probabilities_cost_their_layer_its_attention() {
+        let layer = |off| LayerDraft {
+            hidden: Some(RowsDraft { width: 1, batches: vec![after(1, vec![1.0, 2.0])] }),
+            attention: Some(attention(vec![(0.0, 0.0), (off, 0.0)])),
+            ..LayerDraft::default()
+        };
+        let draft = pass(vec![(0, layer(0.5)), (1, layer(0.0))]);
+        let (pass, left_out) = draft.land(&mut Landing::new(&[], 0, &mut || {})).unwrap();
+        assert_eq!(left_out, 1);
+        assert!(pass.layers[&0].attention.is_none() && pass.layers[&0].hidden.is_some());
+        assert!(pass.layers[&1].attention.is_some());
+    }
+
+    #[test]
+    fn too_few_values_are_lost() {
+        let hidden = Some(RowsDraft { width: 2, batches: vec![Pending::ready(vec![1.0])] });
+        let draft = pass(vec![(0, LayerDraft { hidden, ..LayerDraft::default() })]);
+        assert!(draft.land(&mut Landing::new(&[], 0, &mut || {})).is_err());
+    }
+}

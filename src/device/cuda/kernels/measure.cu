@@ -138,7 +138,7 @@ __device__ __forceinline__ float block_scale(const Kept& kept, u64 at)
 }
 
 // Kept values of a tile, zero where there are none or the item has none. Their formats are the library's own choice: fp32,
-// bf16, e4m3 in blocks.
+// bf16, f16, e4m3 in blocks.
 template <u32 V>
 __device__ __forceinline__ void load(const Kept& kept, u64 tile, const Placed* placed, Lanes<V> lanes, u32 valid,
                                      float (&x)[V * TILE_CHUNKS])
@@ -151,6 +151,7 @@ __device__ __forceinline__ void load(const Kept& kept, u64 tile, const Placed* p
     if (__all_sync(ALL_LANES, is_whole && kept.start % 32 == 0)) {
         if (kept.format == FORMAT_F32) return load_dense<FORMAT_F32, V>(kept.address + at * 4, placed, lanes, x);
         if (kept.format == FORMAT_BF16) return load_dense<FORMAT_BF16, V>(kept.address + at * 2, placed, lanes, x);
+        if (kept.format == FORMAT_F16) return load_dense<FORMAT_F16, V>(kept.address + at * 2, placed, lanes, x);
         load_dense<FORMAT_E4M3, V>(kept.address + at, placed, lanes, x);
 #pragma unroll
         for (u32 u = 0; u < TILE_CHUNKS; ++u) {
@@ -175,6 +176,14 @@ __device__ __forceinline__ void load(const Kept& kept, u64 tile, const Placed* p
     for (u32 k = 0; k < Lanes<V>::COUNT; ++k) x[k] = staged[k];
 }
 
+// Copies are kept in a format that has every value of the parameters'.
+__device__ __forceinline__ void write_kept(const Kept& kept, u64 at, float value)
+{
+    if (kept.format == FORMAT_F32) ((float*)kept.address)[at] = value;
+    else if (kept.format == FORMAT_BF16) ((u16*)kept.address)[at] = narrow_bf16(value);
+    else ((u16*)kept.address)[at] = narrow_f16(value);
+}
+
 template <u32 V>
 __device__ __forceinline__ void store(const Kept& kept, u64 tile, const Placed* placed, Lanes<V> lanes, u32 valid,
                                       const float (&x)[V * TILE_CHUNKS])
@@ -183,7 +192,7 @@ __device__ __forceinline__ void store(const Kept& kept, u64 tile, const Placed* 
     for (u32 k = 0; k < Lanes<V>::COUNT; ++k) {
         const u64 index = lanes.index(tile, k, placed);
         if (valid >> k & 1 && index >= kept.start && index < kept.end)
-            ((float*)kept.address)[index - kept.start] = x[k];
+            write_kept(kept, index - kept.start, x[k]);
     }
 }
 

@@ -92,6 +92,14 @@ __device__ __forceinline__ u16 narrow_bf16(float value)
     return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+// fp32 to f16. The number must be one of f16's.
+__device__ __forceinline__ u16 narrow_f16(float value)
+{
+    const u32 bits = __float_as_uint(value);
+    // Subnormal numbers come out right, since the product is exact.
+    return (u16)((bits >> 16 & 0x8000u) | __float_as_uint(fabsf(value) * 0x1p-112f) >> 13);
+}
+
 // fp32 to e4m3, to nearest, ties to even; beyond ±448 it saturates. The number must be finite.
 __device__ __forceinline__ u8 narrow_e4m3(float value)
 {

@@ -129,6 +129,7 @@ struct TickParams {
     Control* control;
     const u64* consumed; // results that the host has taken
     u64* dropped;        // replays that were due and found no free slot
+    u64* replays;        // all replays
     u64 every;
     u64 slots;
 };
@@ -187,8 +188,19 @@ struct MoveParams {
     u32 format;
 };
 
+// Values in fp32 and packed.
+struct PackParams {
+    float* wide;
+    u64 packed;
+    u64 exponents; // one byte per 32 values; 0 unless the format is FORMAT_E4M3
+    u64 count;
+    u32 format;
+    u32 unused;
+};
+
 // The same in device/cuda/table.rs.
 static_assert(sizeof(Run) == 56 && sizeof(Kept) == 40 && sizeof(Item) == 160 && sizeof(Control) == 24, "tables");
 static_assert(sizeof(MeasureParams) == 72 && sizeof(Landing) == 40 && sizeof(FinishParams) == 72, "parameters");
-static_assert(sizeof(TickParams) == 40 && sizeof(RowsParams) == 96 && sizeof(AttentionRow) == 40, "parameters");
+static_assert(sizeof(TickParams) == 48 && sizeof(RowsParams) == 96 && sizeof(AttentionRow) == 40, "parameters");
 static_assert(sizeof(View) == 48 && sizeof(AttentionParams) == 296 && sizeof(MoveParams) == 48, "parameters");
+static_assert(sizeof(PackParams) == 40, "parameters");

@@ -11,6 +11,7 @@ KERNEL(fgs_tick, 1, TickParams)
     Control* control = p.control;
     const u64 replay = control->replay + 1;
     control->replay = replay;
+    *p.replays = replay;
     const bool was_active = control->active;
     if (was_active) ++control->number;
     control->active = 0;
