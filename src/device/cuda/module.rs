@@ -6,6 +6,8 @@ use super::memory::Context;
 use super::plan::{Room, Stage};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUstream};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
@@ -45,6 +47,8 @@ pub struct Kernels {
     multiprocessors: u32,
     /// Rows of buckets that fit into a block's shared memory, narrow and wide.
     most_rows: [u32; 2],
+    /// Of each kernel, by rows of buckets: blocks that a multiprocessor runs at the same time. Asked for once.
+    at_once: [Mutex<BTreeMap<u32, u32>>; 2],
     modules: Vec<Module>,
     context: Arc<Context>,
 }
@@ -99,6 +103,7 @@ impl Kernels {
             unpack: kernel(pack, c"fgs_unpack", MOVE_THREADS)?,
             multiprocessors,
             most_rows: [0; 2],
+            at_once: Default::default(),
             modules,
             context: context.clone(),
         };
@@ -117,7 +122,15 @@ impl Kernels {
     pub fn room(&self, stage: Stage, rows: u32) -> Result<Room> {
         let most = self.most_rows[usize::from(stage.is_wide())];
         let shared_rows = rows.min(most);
-        let at_once = self.of(stage).blocks_at_once(shared_rows)?;
+        let mut known = self.at_once[usize::from(stage.is_wide())].lock();
+        let at_once = match known.get(&shared_rows) {
+            Some(&at_once) => at_once,
+            None => {
+                let at_once = self.of(stage).blocks_at_once(shared_rows)?;
+                known.insert(shared_rows, at_once);
+                at_once
+            }
+        };
         Ok(Room { blocks: (self.multiprocessors * at_once / stage.share() as u32).max(1), shared_rows })
     }
 

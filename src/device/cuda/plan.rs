@@ -89,7 +89,8 @@ impl Tables {
             format: super::table::format(read.memory.dtype),
             flags: flags | if is_dense { flag::DENSE } else { 0 } | if is_identity { flag::IDENTITY } else { 0 },
             start: span.start,
-            end: span.end,
+            // What is owned of a slice may be nothing: then it has one tile, with no element.
+            end: span.end.max(span.start + 1),
             first_tile: 0,
             first_run,
             runs: read.segments.len() as u32,
