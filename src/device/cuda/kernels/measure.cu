@@ -317,7 +317,7 @@ __device__ __forceinline__ void measure_tile(const MeasureParams& p, const Item&
     }
     if (item.flags & ITEM_SCALE) {
 #pragma unroll
-        for (u32 k = 0; k < Lanes<V>::COUNT; ++k) tile.x[k] *= item.scale;
+        for (u32 k = 0; k < Lanes<V>::COUNT; ++k) tile.x[k] *= p.scale;
         peak = warp_peak(tile.x);
         if (peak >= INFINITE) sums.non_finite += clean(tile.x);
     }
