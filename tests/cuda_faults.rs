@@ -77,7 +77,6 @@ fn run_with(manner: Manner, function: &str, nth: u64, error: i32, is_sticky: boo
     double::fail(function, nth, error, is_sticky);
     trainer.open(1, 1 << 20);
     trainer.train_two_tasks();
-    trainer.flush();
     let ended = trainer.close();
     let is_hit = double::count(function) >= nth;
     double::reset();

@@ -62,7 +62,6 @@ fn assert_same(found: &Found, expected: &Found) {
 fn run(mut trainer: Trainer) -> Ended {
     trainer.open(1, 1 << 20);
     trainer.train_two_tasks();
-    trainer.flush();
     trainer.close()
 }
 
@@ -106,7 +105,6 @@ fn contexts_stay_as_they_are() {
                 trainer.open(1, 1 << 20);
             }
             trainer.train_two_tasks();
-            trainer.flush();
             let found = values(&trainer.close());
             assert_same(&found, expected.get_or_insert_with(|| found.clone()));
             assert!(current() == primary);
@@ -152,10 +150,7 @@ fn settled(every: u64) -> Trainer {
     trainer.streams = vec![new_stream()];
     trainer.open(every, 1 << 20);
     trainer.train_two_tasks();
-    for _ in 0..4 {
-        trainer.train(1, every);
-        trainer.flush();
-    }
+    trainer.train(1, 4 * every);
     trainer
 }
 
@@ -211,7 +206,6 @@ fn tables_are_uploaded_when_an_address_changes() {
         let uploads = |trainer: &mut Trainer| {
             let before = double::count("cuMemcpyHtoDAsync");
             trainer.train(1, 1);
-            trainer.flush();
             double::count("cuMemcpyHtoDAsync") - before
         };
         assert_eq!((uploads(&mut trainer), uploads(&mut trainer)), (0, 0));
@@ -277,7 +271,6 @@ fn two_devices_in_one_scope() {
         trainer.bind(1, fgs_data::FGS_GRAD, (CUDA, 1), gradient.address);
         trainer.bind(1, fgs_data::FGS_PARAM, (CUDA, 1), parameter.address);
         trainer.train_two_tasks();
-        trainer.flush();
         let ended = trainer.close();
         values(&ended);
         let is_wanted =
@@ -321,7 +314,9 @@ fn nothing_is_left_behind() {
                 double::reset();
                 trainer.open(1, 1 << 20);
                 trainer.train_two_tasks();
-                // Work is on its way.
+                // The last step is on its way.
+                trainer.is_patient = false;
+                trainer.train(1, 1);
                 trainer.close();
                 for stream in &trainer.streams {
                     // SAFETY: the stream lives.

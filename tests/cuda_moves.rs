@@ -5,12 +5,15 @@ mod device_support;
 mod emulation_support;
 
 use cuda_support::oracle::{self, BOUND, NARROW, check_sketch};
-use cuda_support::{Devices, PLACE, Slice, bits};
-use device_support::{TYPES, segment, values};
+use cuda_support::{Devices, PLACE, Slice, Tensor, bits};
+use device_support::{TYPES, float8, segment, values};
 use emulation_support::on_device;
 use forgetscope::device::{
-    AccumulateFound, AccumulateJob, DType, Device, Gather, GatherJob, ScatterJob, Segment, Span, Stream, Values,
+    AccumulateFound, AccumulateJob, Copy, DType, Device, Gather, GatherJob, GradientJob, Home, Keeping, Kept, Packing,
+    ParameterJob, ScatterJob, Segment, Span, Stream, Values,
 };
+use forgetscope::sketch::Layout;
+use half::f16;
 
 fn run(start: u64, length: u64, offset: i64) -> Segment {
     Segment { index: start, ..segment(1, length, offset, 0, 1) }
@@ -18,7 +21,7 @@ fn run(start: u64, length: u64, offset: i64) -> Segment {
 
 /// Adds a slice to a sum over `span`, so many times.
 fn accumulate(devices: &Devices, slice: &Slice, scale: f32, span: Span, times: usize) -> (AccumulateFound, Vec<f32>) {
-    let mut sum = devices.cuda.values(PLACE, span.len()).expect("room");
+    let mut sum = devices.sum(span.len());
     let mut found = Vec::new();
     for _ in 0..times {
         let job = AccumulateJob { read: slice.on_device(), scale, sum: Some((span, &mut sum)) };
@@ -100,11 +103,11 @@ fn values_are_zero_at_first_and_copied_where_they_belong() {
         let devices = Devices::open();
         // Memory that is handed out again is not clean.
         drop(devices.kept(&[7.0; 1_000]));
-        let mut target = devices.cuda.values(PLACE, 1_000).expect("room");
+        let mut target = devices.sum(1_000);
         assert_eq!(devices.read(&target), [0.0; 1_000]);
         drop(devices.kept(&[7.0; 1_000]));
         let source = devices.kept(&values(4, 500));
-        let mut fresh = devices.cuda.values(PLACE, 1_000).expect("room");
+        let mut fresh = devices.sum(1_000);
         for target in [&mut target, &mut fresh] {
             devices.cuda.copy_values(Stream::NULL, &source, target, 300);
             let found = devices.read(target);
@@ -199,5 +202,92 @@ fn long_slices_are_moved_in_parts() {
         let job = GatherJob { read: slice.on_device(), gather: Gather::Copy, values: &mut vector };
         assert_eq!(devices.cuda.gather(Stream::NULL, &mut [job]), 0);
         assert!(bits(&vector) == bits(&source));
+    });
+}
+
+/// Copies are kept in a type that has every value of the parameters', wherever they lie: what comes back is what was read.
+#[test]
+fn copies_have_every_value_of_the_parameters() {
+    on_device("copies_have_every_value_of_the_parameters", &[], || {
+        let devices = Devices::open();
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let half = |code| f16::from_bits(code).to_f32();
+        let brain = |code: u16| f32::from_bits(u32::from(code) << 16);
+        let codes: Vec<u8> = (0..=255).collect();
+        let tensors = [
+            Tensor::from_bytes(DType::F16, &all, (0..=u16::MAX).map(half).collect()),
+            Tensor::from_bytes(DType::Bf16, &all, (0..=u16::MAX).map(brain).collect()),
+            Tensor::from_bytes(DType::F8E4M3, &codes, codes.iter().map(|&code| float8(code, 3, true)).collect()),
+            Tensor::from_bytes(DType::F8E5M2, &codes, codes.iter().map(|&code| float8(code, 2, false)).collect()),
+            Tensor::new(DType::F32, &values(11, 5_000)),
+            Tensor::new(DType::F64, &values(12, 5_000)),
+        ];
+        for tensor in tensors {
+            let numel = tensor.seen.len() as u64;
+            let keeping = Keeping::Copy(tensor.dtype);
+            let slice =
+                Slice { layout: Layout::new(numel, 256, 1), segments: vec![run(0, numel, 0)], tensor, shift: 0 };
+            for home in [Home::Near, Home::Pinned] {
+                let mut copy = devices.cuda.values(PLACE, numel as usize, keeping, home).expect("room");
+                let span = Span { start: 0, end: numel };
+                let mut pass = |compare, replace| {
+                    let copy = Some(Copy { span, values: &mut copy, compare, replace });
+                    let read = slice.on_device();
+                    let job = ParameterJob { read, copy, update_sketch: compare, sketch: false, tasks: Vec::new() };
+                    devices.cuda.parameters(Stream::NULL, vec![job]).wait().expect("found").remove(0)
+                };
+                pass(false, true);
+                let found = pass(true, true);
+                assert_eq!((found.update.updates, found.update.peak), (0.0, 0.0), "nothing has changed");
+                assert!(found.update_sketch.iter().all(|x| *x == 0.0));
+                let (clean, _) = oracle::cleaned(&slice.elements());
+                let kept = devices.read(&copy);
+                assert!(kept.iter().zip(&clean).all(|(kept, (_, x))| kept.to_bits() == x.to_bits()));
+            }
+        }
+    });
+}
+
+/// Sums in fewer bits, when nothing is added to them: rounded as documented, compared with as they are kept, and widened
+/// again to be added to.
+#[test]
+fn sums_that_have_settled_are_packed() {
+    on_device("sums_that_have_settled_are_packed", &[], || {
+        for packing in [Packing::F32, Packing::Bf16, Packing::E4m3] {
+            let devices = Devices::with(packing);
+            for (length, scale) in [(9_000, 1.0f32), (8_192, 1e30), (4_099, 1e-30), (31, 1.0), (5_000, 1e-41)] {
+                let source: Vec<f32> = values(13, length).iter().map(|x| scale * x).collect();
+                let mut sum = devices.kept(&source);
+                devices.cuda.settle(Stream::NULL, &mut sum);
+                let packed = devices.read(&sum);
+                for (packed, exact) in packed.chunks(32).zip(source.chunks(32)) {
+                    // The power of two below the block's largest. Multiples of 2⁻¹⁶ of it are kept, and its own numbers' least
+                    // exponent is that of fp32.
+                    let peak = exact.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                    let unit = f64::from(f32::from_bits((peak.to_bits() >> 23).max(8) << 23));
+                    for (packed, exact) in packed.iter().zip(exact) {
+                        let (packed, exact) = (f64::from(*packed), f64::from(*exact));
+                        let room = match packing {
+                            Packing::F32 => 0.0,
+                            // Half a unit in the last of eight places; those of subnormal numbers are fixed.
+                            Packing::Bf16 => (exact.abs() * 2f64.powi(-8)).max(2f64.powi(-134)),
+                            Packing::E4m3 => (exact.abs() * 2f64.powi(-4)).max(unit * 2f64.powi(-17)),
+                        };
+                        assert!((packed - exact).abs() <= room, "{packing:?}: {packed:e}, {exact:e}");
+                    }
+                }
+                let slice = Slice::whole(DType::F32, &values(14, length), 1024);
+                let span = Span { start: 0, end: length as u64 };
+                let references = vec![Some(Kept { span, values: &sum })];
+                let job = GradientJob { read: slice.on_device(), references };
+                let found = devices.cuda.gradients(Stream::NULL, vec![job]).wait().expect("found").remove(0);
+                let kept = oracle::KeptValues { span, values: packed.clone() };
+                oracle::check_pair(&found.pairs[0], &slice.elements(), &kept, BOUND);
+                let job = AccumulateJob { read: slice.on_device(), scale: scale * 0.5, sum: Some((span, &mut sum)) };
+                devices.cuda.accumulate(Stream::NULL, vec![job]).wait().expect("found");
+                let expected = packed.iter().zip(slice.elements()).map(|(sum, (_, x))| sum + scale * 0.5 * x);
+                assert!(bits(&devices.read(&sum)) == bits(&expected.collect::<Vec<f32>>()), "{packing:?} {length}");
+            }
+        }
     });
 }

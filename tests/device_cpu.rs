@@ -5,8 +5,8 @@ mod device_support;
 use device_support::{TYPES, elements, encode, segment, values};
 use forgetscope::device::cpu::{Cpu, kernels::Kernels};
 use forgetscope::device::{
-    AccumulateFound, AccumulateJob, Copy, DType, Device, GradientFound, GradientJob, GradientSums, Kept, Memory,
-    PairSums, ParameterFound, ParameterJob, Place, Segment, SliceRead, Span, Stream, TaskJob, Values,
+    AccumulateFound, AccumulateJob, Copy, DType, Device, GradientFound, GradientJob, GradientSums, Home, Keeping, Kept,
+    Memory, PairSums, ParameterFound, ParameterJob, Place, Segment, SliceRead, Span, Stream, TaskJob, Values,
 };
 use forgetscope::sketch::hash::mix;
 use forgetscope::sketch::{Layout, add};
@@ -51,7 +51,7 @@ fn devices() -> Vec<Cpu> {
 /// Values as the device keeps them: settled.
 fn kept_values(device: &Cpu, values: &[f32]) -> Values {
     let mut kept = Values::from(values.to_vec());
-    device.settle(&mut kept);
+    device.settle(Stream::NULL, &mut kept);
     kept
 }
 
@@ -183,7 +183,7 @@ fn references_accumulate() {
     let device = Cpu::new(2).unwrap();
     // A sum that reaches further than what is read.
     let wide = Span { start: span.start, end: span.end + 100 };
-    let mut sum = device.values(Place::Host, wide.len()).unwrap();
+    let mut sum = device.values(Place::Host, wide.len(), Keeping::Sum, Home::Near).unwrap();
     let mut sketch = Vec::new();
     for _ in 0..3 {
         let found = accumulate(&device, AccumulateJob { read, scale: 0.25, sum: Some((wide, &mut sum)) });
@@ -400,11 +400,11 @@ fn squares_are_of_what_was_read() {
 #[test]
 fn values_are_copied_where_they_belong() {
     let device = Cpu::new(1).unwrap();
-    let mut target = device.values(Place::Host, 7).unwrap();
+    let mut target = device.values(Place::Host, 7, Keeping::Sum, Home::Near).unwrap();
     device.copy_values(Stream::NULL, &Values::from(vec![1.0, 2.0]), &mut target, 3);
     assert_eq!(floats(&target), [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
-    device.settle(&mut target);
+    device.settle(Stream::NULL, &mut target);
     let host = target.host().unwrap();
     assert_eq!((host.squares, host.peak), (5.0, 2.0));
-    assert!(device.values(Place::Cuda(0), 7).is_none());
+    assert!(device.values(Place::Cuda(0), 7, Keeping::Sum, Home::Near).is_none());
 }

@@ -30,10 +30,10 @@ pub enum Home {
 pub enum Packing {
     #[default]
     F32,
-    /// Half the memory and traffic; each value is rounded by up to 2⁻⁹ of itself.
+    /// Half the memory and traffic; each value is rounded by up to 2⁻⁸ of itself.
     Bf16,
     /// A quarter: OCP e4m3 in blocks of 32 values with a common power of two. Values are rounded by up to 2⁻⁴ of themselves,
-    /// those below 2⁻¹⁵ of their block's largest become zero.
+    /// those below 2⁻¹³ of their block's largest by up to 2⁻¹⁷ of that.
     E4m3,
 }
 

@@ -13,10 +13,11 @@ use crate::device_support::encode;
 use cudarc::driver::sys::{CUcontext, CUdeviceptr};
 use forgetscope::device::cpu::Cpu;
 use forgetscope::device::cuda::{Cuda, load_driver};
-use forgetscope::device::{DType, Device, Memory, Place, Segment, SliceRead, Stream, Values};
+use forgetscope::device::{DType, Device, Home, Keeping, Memory, Packing, Place, Segment, SliceRead, Stream, Values};
 use forgetscope::sketch::Layout;
 use forgetscope::sketch::hash::mix;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 pub const PLACE: Place = Place::Cuda(0);
 
@@ -176,19 +177,29 @@ impl Slice {
 
 /// The devices that are compared.
 pub struct Devices {
-    pub cuda: Cuda,
+    pub cuda: Arc<Cuda>,
     pub cpu: Cpu,
 }
 
 impl Devices {
     pub fn open() -> Self {
-        use_device(0);
-        Self { cuda: Cuda::open(0).expect("a CUDA device"), cpu: Cpu::new(2).expect("threads") }
+        Self::with(Packing::F32)
     }
 
-    /// Values that the library keeps on the device.
+    /// Sums that have settled are kept so.
+    pub fn with(packing: Packing) -> Self {
+        use_device(0);
+        Self { cuda: Cuda::open(0, packing).expect("a CUDA device"), cpu: Cpu::new(2).expect("threads") }
+    }
+
+    /// A sum of gradients on the device: zeros.
+    pub fn sum(&self, len: usize) -> Values {
+        self.cuda.values(PLACE, len, Keeping::Sum, Home::Near).expect("room")
+    }
+
+    /// fp32 values that the library keeps on the device.
     pub fn kept(&self, values: &[f32]) -> Values {
-        let kept = self.cuda.values(PLACE, values.len()).expect("room");
+        let kept = self.sum(values.len());
         let on_device = kept.cuda().expect("on the device");
         on_device.take_fresh();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -199,7 +210,7 @@ impl Devices {
     /// The same in host memory.
     pub fn kept_on_host(&self, values: &[f32]) -> Values {
         let mut kept = Values::from(values.to_vec());
-        self.cpu.settle(&mut kept);
+        self.cpu.settle(Stream::NULL, &mut kept);
         kept
     }
 

@@ -53,6 +53,8 @@ pub struct Trainer {
     pub refused: Vec<Refused>,
     step: u64,
     directory: tempfile::TempDir,
+    /// Waits after each step until it is evaluated, so that none is left out on a machine that is busy.
+    pub is_patient: bool,
     /// Copies to the device may fail: the test made them.
     pub may_fail: bool,
 }
@@ -98,6 +100,7 @@ impl Trainer {
             refused: Vec::new(),
             step: 0,
             directory: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory"),
+            is_patient: true,
             may_fail: false,
         }
     }
@@ -282,6 +285,9 @@ impl Trainer {
             self.begin_and_read();
             self.descend();
             self.end();
+            if self.is_patient {
+                self.flush();
+            }
         }
     }
 
