@@ -232,6 +232,9 @@ mod tests {
     const RUN: [Segment; 1] =
         [Segment { index: 0, index_step: 0, rows: 1, length: 4, offset: 0, row_step: 0, column_step: 1 }];
 
+    /// No machine has a device of this ordinal.
+    const NOWHERE: u32 = 1000;
+
     fn read(memory: Memory) -> SliceRead<'static> {
         SliceRead { layout: Layout::new(4, 4, 1), memory, segments: &RUN }
     }
@@ -248,13 +251,13 @@ mod tests {
         let [first, second, elsewhere] = unsafe {
             let at = |k: usize| data[k].as_ptr().cast();
             let host = |k| read(Memory::new(at(k), DType::F32));
-            [host(0), host(1), read(Memory::on_device(at(2), DType::F32, 0))]
+            [host(0), host(1), read(Memory::on_device(at(2), DType::F32, NOWHERE))]
         };
         let squares = |found: Vec<GradientFound>| found.iter().map(|found| found.sums.squares).collect::<Vec<_>>();
         let found = machine.gradients(Stream::NULL, vec![job(second), job(first)]).now().expect("host memory");
         assert_eq!(squares(found), [16.0, 4.0]);
         let found = machine.gradients(Stream::NULL, vec![job(first), job(elsewhere), job(second)]);
-        assert!(found.wait().unwrap_err().0.contains("CUDA device 0"));
+        assert!(found.wait().unwrap_err().0.contains("CUDA device 1000"));
         assert_eq!(in_order(vec![1, 4, 0, 2, 3], "beacd".chars()), ['a', 'b', 'c', 'd', 'e']);
     }
 
@@ -263,7 +266,7 @@ mod tests {
         let machine = Machine::new(Cpu::new(1).unwrap());
         let data = [1.0f32; 4];
         // SAFETY: there is no device for this place, so nothing is read.
-        let memory = unsafe { Memory::on_device(data.as_ptr().cast(), DType::F32, 1) };
+        let memory = unsafe { Memory::on_device(data.as_ptr().cast(), DType::F32, NOWHERE) };
         assert!(machine.values(memory.place, 4, Keeping::Sum, Home::Near).is_none());
         assert_eq!(machine.memory_bytes(memory.place), 0);
         let mut values = [0.0; 4];

@@ -96,6 +96,9 @@ mod tests {
         Reader::open(path).unwrap().counter(fault as usize)
     }
 
+    /// No machine has a device of this ordinal.
+    const NOWHERE: u32 = 1000;
+
     /// There is no device for this memory, so everything that is asked of it is lost.
     #[test]
     fn what_is_lost_is_left_out_and_counted() {
@@ -107,14 +110,16 @@ mod tests {
         // SAFETY: the array outlives the scope, and what is said to be elsewhere is not read.
         let (here, elsewhere) = unsafe {
             let address = values.as_ptr().cast();
-            (Memory::new(address, DType::F32), Memory::on_device(address, DType::F32, 0))
+            (Memory::new(address, DType::F32), Memory::on_device(address, DType::F32, NOWHERE))
         };
         let view = View::collapse(&[SHAPE.0 as i64, SHAPE.1 as i64], None).unwrap();
         let mut front = scope.front();
         for (name, memory) in [("here", here), ("elsewhere", elsewhere)] {
             let id = front.register(tensor(name)).unwrap();
             for source in [Source::Gradient, Source::Parameter] {
-                front.bind(id, source, Data { memory, view, shape: SHAPE }, None).unwrap();
+                // Past the check that the device is there.
+                let Front { catalog, options, .. } = &mut *front;
+                catalog.bind(id, source, Data { memory, view, shape: SHAPE }, None, options).unwrap();
             }
         }
         step(&mut front, 1);
