@@ -251,7 +251,9 @@ impl Front {
             return Err(Error::WrongPhase("fgs_step_end: no step has begun; call fgs_step_begin first".into()));
         }
         self.step.phase = Phase::Idle;
-        self.updates += u64::from(applied);
+        // A step that is captured runs at replays, which are counted where they are.
+        let is_captured = self.step.measured.as_ref().is_some_and(|measured| measured.replays.is_some());
+        self.updates += u64::from(applied && !is_captured);
         let Some(mut measured) = self.step.measured.take() else { return Ok(()) };
         if measured.draft.movement.is_none() {
             // Neither gradients_ready nor fed: nothing was measured in this step.

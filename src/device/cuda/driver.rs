@@ -32,6 +32,17 @@ impl CudaError {
             || matches!(self, Self::Failed(_))
     }
 
+    /// The same of loading a kernel, where two codes say what is wrong with the machine.
+    pub fn of_loading(self) -> Self {
+        match self {
+            Self::Call { code: 222, .. } => Self::Old("PTX 7.4"),
+            Self::Call { code: 209 | 218, .. } => {
+                Self::Pointer("the device is too old: kernels need compute capability 8.0 or higher".into())
+            }
+            other => other,
+        }
+    }
+
     /// There was no room.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Call { code: 2, .. })

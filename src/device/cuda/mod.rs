@@ -103,6 +103,7 @@ impl Cuda {
         tables: Tables,
         decode: Decode<T>,
         used: Used,
+        scale: f32,
     ) -> Pending<T> {
         let Self { kernels, health, context, .. } = &**self;
         let enqueued = self.guarded(|| {
@@ -118,10 +119,10 @@ impl Cuda {
                 state.zero(stream, &used.fresh)?;
             }
             let cached = state.plan(kernels, stream, tables)?;
-            let landing = state.enqueue(kernels, health, stream, &cached)?;
+            let landing = state.enqueue(kernels, health, stream, &cached, scale)?;
             let (cuda, decode) = (self.clone(), Arc::new(decode));
             let pending = landed(landing, cached.clone(), decode.clone());
-            Ok(pending.with_again(move |stream| cuda.pass_again(stream, &cached, &decode)))
+            Ok(pending.with_again(move |stream| cuda.pass_again(stream, &cached, &decode, scale)))
         });
         enqueued.unwrap_or_else(|error| self.lost(&error))
     }
@@ -132,8 +133,9 @@ impl Cuda {
         stream: Stream,
         cached: &Arc<Cached>,
         decode: &Arc<Decode<T>>,
+        scale: f32,
     ) -> Pending<T> {
-        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, cached));
+        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, cached, scale));
         match enqueued {
             Ok(landing) => landed(landing, cached.clone(), decode.clone()),
             Err(error) => self.lost(&error),
@@ -212,7 +214,7 @@ impl Device for Arc<Cuda> {
         let mut tables = Tables::default();
         let used = Used::of(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
         let decode = jobs::gradients(&mut tables, jobs);
-        self.pass(stream, tables, decode, used)
+        self.pass(stream, tables, decode, used, 1.0)
     }
 
     fn accumulate(&self, stream: Stream, mut jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
@@ -221,10 +223,18 @@ impl Device for Arc<Cuda> {
         if let Err(error) = self.guarded(|| sums.try_for_each(&mut unpack)) {
             return self.lost(&error);
         }
-        let mut tables = Tables::default();
-        let used = Used::of(jobs.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
-        let decode = jobs::accumulate(&mut tables, jobs);
-        self.pass(stream, tables, decode, used)
+        // The scale of a batch changes from call to call, so it is no part of the tables: jobs of one scale are one pass.
+        let mut passes = Vec::new();
+        let mut jobs = jobs.into_iter().peekable();
+        while let Some(AccumulateJob { scale, .. }) = jobs.peek() {
+            let scale = *scale;
+            let of_scale: Vec<_> = std::iter::from_fn(|| jobs.next_if(|job| job.scale == scale)).collect();
+            let mut tables = Tables::default();
+            let used = Used::of(of_scale.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
+            let decode = jobs::accumulate(&mut tables, of_scale);
+            passes.push(self.pass(stream, tables, decode, used, scale));
+        }
+        Pending::all(passes).map(|found| found.into_iter().flatten().collect())
     }
 
     fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
@@ -235,7 +245,7 @@ impl Device for Arc<Cuda> {
         });
         let used = Used::of(kept);
         let decode = jobs::parameters(&mut tables, jobs);
-        self.pass(stream, tables, decode, used)
+        self.pass(stream, tables, decode, used, 1.0)
     }
 
     fn rows(&self, stream: Stream, job: RowsJob) -> Pending<Vec<f32>> {

@@ -1,5 +1,6 @@
 //! The kernels on one device: PTX that the driver compiles for it, once per context.
 
+use super::CudaError;
 use super::driver::{self, Result, call};
 use super::memory::Context;
 use super::plan::{Room, Stage};
@@ -75,7 +76,8 @@ impl Kernels {
         let mut module = |ptx: &'static str| -> Result<CUmodule> {
             let mut module = std::ptr::null_mut();
             // SAFETY: PTX that ends with a zero; the context is current.
-            unsafe { call!(cuModuleLoadData(&mut module, ptx.as_ptr().cast()))? };
+            let loaded = unsafe { call!(cuModuleLoadData(&mut module, ptx.as_ptr().cast())) };
+            loaded.map_err(CudaError::of_loading)?;
             modules.push(Module(module));
             Ok(module)
         };

@@ -81,6 +81,11 @@ impl Slot {
         unsafe { AtomicU64::from_ptr(self.buffer.host().add(self.at).cast()) }
     }
 
+    /// Number of the latest result that landed here.
+    pub fn sequence(&self) -> u64 {
+        self.header().load(Ordering::Relaxed)
+    }
+
     /// What was asked for under this number is complete.
     pub fn has(&self, sequence: u64) -> bool {
         let has = self.header().load(Ordering::Relaxed) == sequence;

@@ -105,7 +105,7 @@ pub struct Item {
     pub first_pair: u32,
     pub pairs: u32,
     pub other: KeptEntry,
-    pub scale: f32,
+    pub unused: u32,
     pub sketch_rows: u32,
     pub seed: u64,
     pub sums: u64,
@@ -130,7 +130,7 @@ pub struct MeasureParams {
     pub item_count: u32,
     pub blocks: u32,
     pub shared_rows: u32,
-    pub unused: u32,
+    pub scale: f32,
 }
 
 #[repr(C)]

@@ -85,6 +85,19 @@ __device__ __forceinline__ float read_element(u64 base, u32 format, i64 at)
     }
 }
 
+// The larger of `peak` and |value|; NaN if one of them is. One instruction, where fmaxf would pass over NaN and integers
+// would take two.
+__device__ __forceinline__ float larger_magnitude(float peak, float value)
+{
+#ifdef FGS_EMULATION
+    return peak != peak || fabsf(value) <= peak ? peak : fabsf(value);
+#else
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(peak), "f"(fabsf(value)));
+    return larger;
+#endif
+}
+
 // fp32 to bfloat16, to nearest, ties to even. The number must be finite.
 __device__ __forceinline__ u16 narrow_bf16(float value)
 {

@@ -34,7 +34,7 @@ enum ItemFlags : u32 {
     ITEM_COMPARE = 2,
     // `other` takes the values.
     ITEM_REPLACE = 4,
-    // The values times `scale` are sketched.
+    // The values times the launch's `scale` are sketched.
     ITEM_SCALE = 8,
     // What is sketched is added to `other`.
     ITEM_ADD = 16,
@@ -52,7 +52,7 @@ struct Item {
     u32 first_run, runs;
     u32 first_pair, pairs;
     Kept other;
-    float scale;
+    u32 unused;
     u32 sketch_rows;   // rows of 256 buckets; 0: no sketch, or ITEM_IDENTITY
     u64 seed;
     u64 sums;          // first of its rows of partial sums: one per block that has a part of the item
@@ -97,7 +97,7 @@ struct MeasureParams {
     u32 item_count;
     u32 blocks;
     u32 shared_rows; // items with more rows than this are sketched in device memory
-    u32 unused;
+    float scale;     // of items with ITEM_SCALE: changes from call to call, and is no part of the tables
 };
 
 // How the host learns that a result is complete: the last block to be done writes the slot's header. The slot is mapped
