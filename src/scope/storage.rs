@@ -240,7 +240,7 @@ mod tests {
         let memory = unsafe { Memory::on_device(std::ptr::null(), DType::F32, 3) };
         let elsewhere = SliceRead { memory, ..read(&segments) };
         // There is room, but no device that could keep anything there: nothing is taken.
-        assert!(budget.allocate(device, &elsewhere, Keeping::Sum).is_none(), Keeping::Sum);
+        assert!(budget.allocate(device, &elsewhere, Keeping::Sum).is_none());
         assert_eq!(budget.account(device, memory.place).take(100), Ok(()));
     }
 
