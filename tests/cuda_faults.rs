@@ -322,3 +322,52 @@ fn no_memory_at_all() {
         assert!(has_fault(&ended.records));
     });
 }
+
+/// What moves parameters, and what it needs.
+const OF_MOVES: [&str; 6] = [
+    "cuLaunchKernel",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemHostAlloc",
+];
+
+/// A curvature run moves the parameters. Whichever call fails, they are back to the last bit when it is over.
+#[test]
+fn parameters_that_were_moved_are_put_back() {
+    under_double("parameters_that_were_moved_are_put_back", &[], || {
+        at_most_seconds(120);
+        let seen = panics();
+        use_device(0);
+        let mut trainer = Trainer::new(0);
+        trainer.open(1, 1 << 20);
+        trainer.begin_task(c"first");
+        trainer.train(0, 2);
+        trainer.leave_task(0, c"first");
+        trainer.begin_task(c"second");
+        trainer.train(1, 2);
+        // The last point of a path is where the parameters were; without one the last request moved them.
+        for (path_points, function) in [3, 0].into_iter().flat_map(|points| OF_MOVES.map(|function| (points, function)))
+        {
+            let mut nth = 1;
+            loop {
+                println!("{function}, call {nth}");
+                double::reset();
+                double::fail(function, nth, OUT_OF_MEMORY, false);
+                let is_complete = trainer.measure_curvature(0, c"first", path_points);
+                let is_hit = double::count(function) >= nth;
+                double::reset();
+                assert_eq!(trainer.downloaded(), trainer.parameters, "{function}, call {nth}");
+                assert_eq!(*seen.lock(), Vec::<String>::new());
+                trainer.refused.clear();
+                if !is_hit {
+                    assert!(is_complete);
+                    break;
+                }
+                nth += 1;
+            }
+        }
+        trainer.close();
+    });
+}

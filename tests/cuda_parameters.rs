@@ -339,7 +339,9 @@ fn magnitudes_at_both_ends_of_the_range() {
             let mut case = Case::full(Slice::whole(DType::F32, &source, 1024), 2);
             let scale = |kept: &mut KeptValues| kept.values.iter_mut().for_each(|x| *x *= scale);
             case.tasks[0].snapshot.as_mut().map(scale);
-            case.copy.as_mut().map(|copy| scale(&mut copy.before));
+            if let Some(copy) = &mut case.copy {
+                scale(&mut copy.before);
+            }
             case.tasks[1].reference.as_mut().map(scale);
             cases.push(case);
         }

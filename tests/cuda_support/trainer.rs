@@ -343,6 +343,55 @@ impl Trainer {
         self.train(1, 3);
     }
 
+    /// A small curvature run of a task, from wherever the parameters are; true if it came to its end.
+    pub fn measure_curvature(&mut self, task: u64, name: &CStr, path_points: u32) -> bool {
+        let settings = fgs_curvature {
+            size: size_of::<fgs_curvature>() as u32,
+            magic: MAGIC,
+            task: name.as_ptr(),
+            lanczos_steps: 2,
+            trace_vectors: 1,
+            density_vectors: 1,
+            eigenvectors: 1,
+            path_points,
+            block_vectors: 1,
+            blocks: std::ptr::null(),
+            block_count: 0,
+            relative_step: 1e-3,
+            seed: 1,
+        };
+        let before = self.refused.len();
+        // SAFETY: the scope is open, the settings are whole; the tensors are the trainer's, and left alone meanwhile.
+        self.call("fgs_curvature_begin", |scope, _| unsafe { fgs_curvature_begin(scope, &settings) });
+        let mut request = fgs_curvature_request {
+            size: size_of::<fgs_curvature_request>() as u32,
+            magic: MAGIC,
+            want: 0,
+            index: 0,
+            total: 0,
+        };
+        let own = self.parameters.clone();
+        while self.refused.len() == before {
+            // SAFETY: as above.
+            self.call("fgs_curvature_next", |scope, _| unsafe { fgs_curvature_next(scope, &mut request) });
+            if request.want == 0 || self.refused.len() > before {
+                break;
+            }
+            // The loss at the parameters as they are now.
+            self.parameters = self.downloaded();
+            self.differentiate(task);
+            let loss: f64 = self.gradients.iter().flatten().map(|g| 0.5 * f64::from(*g).powi(2)).sum();
+            // SAFETY: as above.
+            self.call("fgs_curvature_submit", |scope, stream| unsafe {
+                fgs_curvature_submit(scope, loss, 1.0, stream)
+            });
+        }
+        self.parameters = own;
+        // SAFETY: as above.
+        self.call("fgs_curvature_end", |scope, _| unsafe { fgs_curvature_end(scope) });
+        request.want == 0 && self.refused.len() == before
+    }
+
     pub fn flush(&mut self) {
         // SAFETY: the scope is open.
         self.call("fgs_flush", |scope, _| unsafe { fgs_flush(scope) });

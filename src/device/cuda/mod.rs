@@ -40,7 +40,11 @@ use pass::{Cached, State, is_capturing};
 use plan::Tables;
 use results::{Health, Landing, Results};
 use std::sync::Arc;
+use std::time::Duration;
 use values::Used;
+
+/// How often parameters are written before it is given up, with a longer pause each time: half a second in all.
+const WRITES: u32 = 9;
 
 /// A CUDA device.
 pub struct Cuda {
@@ -285,9 +289,16 @@ impl Cuda {
         self.guarded(|| self.state.lock().read(&self.kernels, stream, values, out)).is_ok()
     }
 
-    /// Writes slices of the parameters; waits for them.
+    /// Writes slices of the parameters; waits for them. The same values may be written again, so what fails is tried again:
+    /// otherwise the trainer would go on from parameters that are not its own.
     pub fn scatter(&self, stream: Stream, jobs: &[ScatterJob]) {
-        // A device that cannot be written to cannot train either.
-        let _ = self.guarded(|| self.state.lock().scatter(&self.kernels, stream, jobs));
+        for attempt in 0..WRITES {
+            match self.guarded(|| self.state.lock().scatter(&self.kernels, stream, jobs)) {
+                Ok(()) => return,
+                // A device that cannot be written to cannot train either.
+                Err(error) if error.is_sticky() => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(1 << attempt)),
+            }
+        }
     }
 }
