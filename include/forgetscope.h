@@ -1000,7 +1000,8 @@ fgs_status fgs_curvature_submit(fgs_scope *scope,
                                 void *stream);
 
 // Ends a run. The parameters are as they were when it began, to the last bit. Legal at any moment, also without a run. A run
-// that was not complete publishes a fault and nothing else.
+// that was not complete publishes a fault and nothing else. Errors: FGS_ERROR_SYSTEM (a device failed, and the parameters
+// are not as they were; the other functions of a run say the same when it ends there).
 //
 // Requires:
 // As for `fgs_curvature_begin`.

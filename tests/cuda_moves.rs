@@ -170,7 +170,7 @@ fn slices_are_written_and_put_back() {
             let target = unsafe { slice.tensor.on_device(0).writable() }.expect("fp32");
             let scatter = |direction: &[f32]| {
                 let job = ScatterJob { target, segments: &slice.segments, original: &original, direction, step };
-                devices.cuda.scatter(Stream::NULL, &[job]);
+                assert!(devices.cuda.scatter(Stream::NULL, &[job]));
                 let words = slice.tensor.device_bytes().read();
                 words.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect::<Vec<f32>>()
             };

@@ -203,7 +203,8 @@ pub unsafe extern "C" fn fgs_curvature_submit(
 }
 
 /// Ends a run. The parameters are as they were when it began, to the last bit. Legal at any moment, also without a run. A run
-/// that was not complete publishes a fault and nothing else.
+/// that was not complete publishes a fault and nothing else. Errors: FGS_ERROR_SYSTEM (a device failed, and the parameters
+/// are not as they were; the other functions of a run say the same when it ends there).
 ///
 /// # Safety
 /// As for `fgs_curvature_begin`.
@@ -213,7 +214,7 @@ pub unsafe extern "C" fn fgs_curvature_end(scope: *mut fgs_scope) -> fgs_status 
         // SAFETY: the caller's promise.
         unsafe {
             with_front(scope, |front| {
-                front.curvature_end();
+                front.curvature_end()?;
                 Ok(())
             })
         }

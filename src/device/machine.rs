@@ -204,18 +204,17 @@ impl Machine {
         }
     }
 
-    /// Writes slices of the parameters, and waits until that is done.
-    pub fn scatter(&self, stream: Stream, jobs: &mut [ScatterJob]) {
-        for jobs in jobs.chunk_by_mut(|one, next| one.target.place == next.target.place) {
-            match jobs[0].target.place {
+    /// Writes slices of the parameters, and waits until that is done. `false`: a device failed.
+    pub fn scatter(&self, stream: Stream, jobs: &mut [ScatterJob]) -> bool {
+        let mut shares = jobs.chunk_by_mut(|one, next| one.target.place == next.target.place);
+        // Each of them is tried, whatever becomes of the others.
+        shares.by_ref().fold(true, |done, jobs| {
+            let is_done = match jobs[0].target.place {
                 Place::Host => self.cpu.scatter(jobs),
-                Place::Cuda(ordinal) => {
-                    if let Ok(cuda) = self.cuda(ordinal) {
-                        cuda.scatter(stream, jobs);
-                    }
-                }
-            }
-        }
+                Place::Cuda(ordinal) => self.cuda(ordinal).is_ok_and(|cuda| cuda.scatter(stream, jobs)),
+            };
+            done && is_done
+        })
     }
 
     pub fn cpu(&self) -> &Cpu {

@@ -44,8 +44,9 @@ pub trait Perturb {
     /// Copies values that the library keeps, wherever they lie. `false`: the device failed.
     fn read(&self, values: &Values, out: &mut [f32]) -> bool;
 
-    /// Writes slices of the parameters.
-    fn scatter(&self, jobs: &mut [ScatterJob]);
+    /// Writes slices of the parameters. `false`: a device failed, and some may not be written.
+    #[must_use]
+    fn scatter(&self, jobs: &mut [ScatterJob]) -> bool;
 
     /// Σ x·y.
     fn dot(&self, x: &[f32], y: &[f32]) -> f64;

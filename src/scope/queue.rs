@@ -25,8 +25,8 @@ impl Perturb for Queue {
         self.device.read(self.stream, values, out)
     }
 
-    fn scatter(&self, jobs: &mut [ScatterJob]) {
-        self.device.scatter(self.stream, jobs);
+    fn scatter(&self, jobs: &mut [ScatterJob]) -> bool {
+        self.device.scatter(self.stream, jobs)
     }
 
     fn dot(&self, x: &[f32], y: &[f32]) -> f64 {

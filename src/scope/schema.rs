@@ -207,10 +207,12 @@ pub enum Fault {
     Curvature = 8,
     /// What a device was asked for never came: the step, batch, snapshot or pass was left out.
     Device = 9,
+    /// A device failed while a curvature run put the parameters back: they are not as they were.
+    LeftMoved = 10,
 }
 
 impl Fault {
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::Overrun, "sampled steps left out, evaluation was behind"),
         (Self::NonFinite, "sampled steps with NaN or infinite values"),
         (Self::Abandoned, "steps begun and not ended"),
@@ -221,6 +223,7 @@ impl Fault {
         (Self::ProbeAbandoned, "passes over probes begun and not ended"),
         (Self::Curvature, "curvature runs given up before they were complete"),
         (Self::Device, "steps, batches, snapshots and passes left out, what a device was asked for never came"),
+        (Self::LeftMoved, "curvature runs after which a device failed to put the parameters back"),
     ];
 }
 

@@ -45,7 +45,7 @@ impl Perturb for Cpu {
         values.host().map(|host| out.copy_from_slice(&host.values)).is_some()
     }
 
-    fn scatter(&self, jobs: &mut [ScatterJob]) {
+    fn scatter(&self, jobs: &mut [ScatterJob]) -> bool {
         let list: Vec<(usize, Span)> = jobs
             .iter()
             .enumerate()
@@ -53,6 +53,7 @@ impl Perturb for Cpu {
             .collect();
         let jobs = &*jobs;
         self.pool.install(|| list.par_iter().for_each(|(job, range)| scatter(&jobs[*job], *range)));
+        true
     }
 
     fn dot(&self, x: &[f32], y: &[f32]) -> f64 {
@@ -270,13 +271,14 @@ mod tests {
                 assert_eq!(gather(Gather::Copy, &mut original), 0);
                 assert!((0..n).all(|k| original[k].to_bits() == before[at(k)].to_bits()));
                 let scatter = |direction: &[f32], step| {
-                    device.scatter(&mut [ScatterJob {
+                    let done = device.scatter(&mut [ScatterJob {
                         target,
                         segments: &segments,
                         original: &original,
                         direction,
                         step,
                     }]);
+                    assert!(done);
                 };
                 scatter(&direction, 0.5);
                 let mut moved = vec![1.0; n];

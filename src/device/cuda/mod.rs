@@ -211,6 +211,9 @@ impl Device for Arc<Cuda> {
     }
 
     fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
+        if jobs.is_empty() {
+            return Pending::ready(Vec::new());
+        }
         let mut tables = Tables::default();
         let used = Used::of(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
         let decode = jobs::gradients(&mut tables, jobs);
@@ -238,6 +241,9 @@ impl Device for Arc<Cuda> {
     }
 
     fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
+        if jobs.is_empty() {
+            return Pending::ready(Vec::new());
+        }
         let mut tables = Tables::default();
         let kept = jobs.iter().flat_map(|job| {
             let tasks = job.tasks.iter().flat_map(TaskJob::kept);
@@ -291,14 +297,15 @@ impl Cuda {
 
     /// Writes slices of the parameters; waits for them. The same values may be written again, so what fails is tried again:
     /// otherwise the trainer would go on from parameters that are not its own.
-    pub fn scatter(&self, stream: Stream, jobs: &[ScatterJob]) {
+    /// `false`: it cannot be done.
+    pub fn scatter(&self, stream: Stream, jobs: &[ScatterJob]) -> bool {
         for attempt in 0..WRITES {
             match self.guarded(|| self.state.lock().scatter(&self.kernels, stream, jobs)) {
-                Ok(()) => return,
-                // A device that cannot be written to cannot train either.
-                Err(error) if error.is_sticky() => return,
+                Ok(()) => return true,
+                Err(error) if error.is_sticky() => return false,
                 Err(_) => std::thread::sleep(Duration::from_millis(1 << attempt)),
             }
         }
+        false
     }
 }

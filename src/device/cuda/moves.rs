@@ -12,55 +12,69 @@ use super::table::{self, MoveParams, Run};
 use super::values::CudaValues;
 use crate::device::{Gather, GatherJob, Memory, ScatterJob, Segment, Span, Stream};
 use cudarc::driver::sys::CUstream;
+use std::mem::ManuallyDrop;
 
 /// Elements that cross the bus at once.
 const SHARE: u64 = 1 << 22;
 
+/// A part of a slice, and where in the staging buffer it goes.
+struct Piece {
+    job: usize,
+    share: Span,
+    at: usize,
+}
+
 impl State {
     /// Reads slices; returns how many values are not finite afterwards. The context must be current.
     pub fn gather(&mut self, kernels: &Kernels, stream: Stream, jobs: &mut [GatherJob]) -> Result<u64> {
+        let (staging, table) = (self.staging()?, self.runs(stream, jobs.iter().map(|job| job.read.segments))?);
         let mut bad = 0;
-        for job in jobs {
-            let staging = self.staging()?;
-            let runs = self.runs(stream, job.read.segments)?;
-            for share in shares(job.read.segments) {
-                let handle = self.begin(stream)?;
-                let params = params(job.read.memory, &runs, &staging, share);
-                // SAFETY: the runs reach readable elements only (Memory::on_device); the staging buffer holds a share.
-                unsafe { kernels.gather.launch(kernels.move_blocks(share.len() as u64), 0, handle, &params)? };
-                self.end(stream)?;
-                self.wait()?;
+        for batch in batches(jobs.iter().map(|job| job.read.segments)) {
+            let handle = self.begin(stream)?;
+            for piece in &batch {
+                let params = table.params(jobs[piece.job].read.memory, &staging, piece);
+                // SAFETY: the runs reach readable elements only (Memory::on_device); the staging buffer holds a batch.
+                unsafe { kernels.gather.launch(kernels.move_blocks(params.end - params.start), 0, handle, &params)? };
+            }
+            self.end(stream)?;
+            self.wait()?;
+            for Piece { job, share, at } in batch {
                 // SAFETY: the device has written them, and nobody else has the buffer.
-                let found = unsafe { std::slice::from_raw_parts(staging.host().cast::<f32>(), share.len()) };
+                let found = unsafe { std::slice::from_raw_parts(staging.host().cast::<f32>().add(at), share.len()) };
+                let job = &mut jobs[job];
                 bad += take(job.gather, found, &mut job.values[share.start as usize..share.end as usize]);
             }
         }
+        staging.release();
+        table.buffer.release();
         Ok(bad)
     }
 
     /// Writes slices. The context must be current.
     pub fn scatter(&mut self, kernels: &Kernels, stream: Stream, jobs: &[ScatterJob]) -> Result<()> {
-        for job in jobs {
-            let staging = self.staging()?;
-            let runs = self.runs(stream, job.segments)?;
-            for share in shares(job.segments) {
-                let range = share.start as usize..share.end as usize;
+        let (staging, table) = (self.staging()?, self.runs(stream, jobs.iter().map(|job| job.segments))?);
+        for batch in batches(jobs.iter().map(|job| job.segments)) {
+            let handle = self.begin(stream)?;
+            for piece in &batch {
+                let (job, range) = (&jobs[piece.job], piece.share.start as usize..piece.share.end as usize);
+                let to = staging.host().cast::<f32>();
                 // SAFETY: the device is done with the buffer (`wait` below), and nobody else has it.
-                let values = unsafe { std::slice::from_raw_parts_mut(staging.host().cast::<f32>(), share.len()) };
+                let values = unsafe { std::slice::from_raw_parts_mut(to.add(piece.at), range.len()) };
                 values.copy_from_slice(&job.original[range.clone()]);
                 if !job.direction.is_empty() {
                     for (value, direction) in values.iter_mut().zip(&job.direction[range]) {
                         *value = (f64::from(*value) + job.step * f64::from(*direction)) as f32;
                     }
                 }
-                let handle = self.begin(stream)?;
-                let params = params(job.target.memory(), &runs, &staging, share);
+                let params = table.params(job.target.memory(), &staging, piece);
                 // SAFETY: the runs reach writable elements only, which nobody else uses now (Memory::writable).
-                unsafe { kernels.scatter.launch(kernels.move_blocks(share.len() as u64), 0, handle, &params)? };
-                self.end(stream)?;
-                self.wait()?;
+                unsafe { kernels.scatter.launch(kernels.move_blocks(params.end - params.start), 0, handle, &params)? };
             }
+            self.end(stream)?;
+            self.wait()?;
         }
+        staging.release();
+        table.buffer.release();
         Ok(())
     }
 
@@ -77,47 +91,99 @@ impl State {
             // SAFETY: the device has written them, and nobody else has the buffer.
             out.copy_from_slice(unsafe { std::slice::from_raw_parts(staging.host().cast(), out.len()) });
         }
+        staging.release();
         Ok(())
     }
 
-    fn staging(&self) -> Result<Buffer> {
-        self.context().allocate(Kind::Pinned, 4 * SHARE as usize)
+    fn staging(&self) -> Result<InUse> {
+        self.context().allocate(Kind::Pinned, 4 * SHARE as usize).map(InUse::new)
     }
 
-    /// The runs in device memory.
-    fn runs(&mut self, stream: Stream, segments: &[Segment]) -> Result<(Buffer, u32)> {
-        let runs: Vec<Run> = segments.iter().map(Run::from).collect();
+    /// The runs of all jobs in device memory.
+    fn runs<'a>(&mut self, stream: Stream, jobs: impl Iterator<Item = &'a [Segment]>) -> Result<RunTable> {
+        let (mut runs, mut firsts) = (Vec::new(), vec![0]);
+        for segments in jobs {
+            runs.extend(segments.iter().map(Run::from));
+            firsts.push(runs.len());
+        }
         let bytes: &[u8] = bytemuck::cast_slice(&runs);
-        let table = self.context().allocate(Kind::Device, bytes.len())?;
-        let staging = self.context().allocate(Kind::Pinned, bytes.len())?;
+        let buffer = InUse::new(self.context().allocate(Kind::Device, bytes.len())?);
+        let staging = InUse::new(self.context().allocate(Kind::Pinned, bytes.len())?);
         let handle: CUstream = self.begin(stream)?;
         // SAFETY: both buffers are at least as long as the bytes. The copy has run when the staging buffer goes back.
         unsafe {
             staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            call!(cuMemcpyHtoDAsync_v2(table.address(), staging.host().cast(), bytes.len(), handle))?;
+            call!(cuMemcpyHtoDAsync_v2(buffer.address(), staging.host().cast(), bytes.len(), handle))?;
         }
         self.end(stream)?;
         self.wait()?;
-        Ok((table, runs.len() as u32))
+        staging.release();
+        Ok(RunTable { buffer, firsts })
     }
 }
 
-fn params(memory: Memory, (runs, run_count): &(Buffer, u32), staging: &Buffer, share: Span) -> MoveParams {
-    MoveParams {
-        base: memory.address() as u64,
-        runs: runs.address(),
-        vector: staging.address(),
-        start: share.start,
-        end: share.end,
-        run_count: *run_count,
-        format: table::format(memory.dtype),
+/// Memory that the device may still use. Dropped on the way out of a failure it is given up, not handed out again.
+struct InUse(ManuallyDrop<Buffer>);
+
+impl InUse {
+    fn new(buffer: Buffer) -> Self {
+        Self(ManuallyDrop::new(buffer))
+    }
+
+    /// The device is done with it.
+    fn release(self) {
+        drop(ManuallyDrop::into_inner(self.0));
     }
 }
 
-/// A slice from its first index on, cut into pieces that fit the staging buffer.
-fn shares(segments: &[Segment]) -> impl Iterator<Item = Span> {
-    let end = Span::of(segments).end;
-    (0..end.div_ceil(SHARE)).map(move |share| Span { start: share * SHARE, end: ((share + 1) * SHARE).min(end) })
+impl std::ops::Deref for InUse {
+    type Target = Buffer;
+
+    fn deref(&self) -> &Buffer {
+        &self.0
+    }
+}
+
+/// Runs of several jobs, one after another.
+struct RunTable {
+    buffer: InUse,
+    /// First run of each job, and the number of all.
+    firsts: Vec<usize>,
+}
+
+impl RunTable {
+    fn params(&self, memory: Memory, staging: &Buffer, piece: &Piece) -> MoveParams {
+        let (first, end) = (self.firsts[piece.job], self.firsts[piece.job + 1]);
+        MoveParams {
+            base: memory.address() as u64,
+            runs: self.buffer.address() + (first * size_of::<Run>()) as u64,
+            vector: staging.address() + 4 * piece.at as u64,
+            start: piece.share.start,
+            end: piece.share.end,
+            run_count: (end - first) as u32,
+            format: table::format(memory.dtype),
+        }
+    }
+}
+
+/// Slices from their first index on, cut into pieces that fill the staging buffer again and again.
+fn batches<'a>(jobs: impl Iterator<Item = &'a [Segment]>) -> Vec<Vec<Piece>> {
+    let (mut all, mut batch, mut filled) = (Vec::new(), Vec::new(), 0);
+    for (job, segments) in jobs.enumerate() {
+        let end = Span::of(segments).end;
+        let mut start = 0;
+        while start < end {
+            let length = (end - start).min(SHARE - filled);
+            batch.push(Piece { job, share: Span { start, end: start + length }, at: filled as usize });
+            (start, filled) = (start + length, filled + length);
+            if filled == SHARE {
+                all.push(std::mem::take(&mut batch));
+                filled = 0;
+            }
+        }
+    }
+    all.push(batch);
+    all
 }
 
 /// Puts what was read where it is wanted; returns how many values are not finite there.

@@ -89,6 +89,8 @@ pub struct Curvature {
     state: State,
     /// Eigenvectors at the base of each task.
     kept: BTreeMap<TaskId, Eigenvectors>,
+    /// The parameters of the run that ended last could not be put back, and nobody was told yet.
+    left_moved: bool,
 }
 
 #[derive(Default)]
@@ -205,7 +207,7 @@ impl Front {
     /// Moves the parameters and says what is wanted there.
     pub fn curvature_next(&mut self) -> Result<Request> {
         let Self { curvature, tasks, queue, .. } = self;
-        let Curvature { state, kept } = curvature;
+        let Curvature { state, kept, .. } = curvature;
         let run = match state {
             State::Running(run) if run.is_waiting => {
                 return Err(Error::WrongPhase(
@@ -219,9 +221,16 @@ impl Front {
         };
         let task = run.sums.task;
         let snapshot = tasks.list[usize::from(task)].snapshot.as_deref();
-        let request = run.request(queue, &Earlier { snapshot, eigenvectors: kept.get(&task) });
+        let Some(request) = run.request(queue, &Earlier { snapshot, eigenvectors: kept.get(&task) }) else {
+            self.give_up_curvature();
+            self.expect_put_back("fgs_curvature_next")?;
+            return Err(Error::System(
+                "fgs_curvature_next: the device failed; the run has ended and the parameters are as they were".into(),
+            ));
+        };
         if request.want == Want::Done {
             self.complete_curvature();
+            self.expect_put_back("fgs_curvature_next")?;
         }
         Ok(request)
     }
@@ -244,7 +253,7 @@ impl Front {
                 None => return Ok(()),
                 Some(Ended::Complete) => {
                     self.complete_curvature();
-                    return Ok(());
+                    return self.expect_put_back("fgs_curvature_submit");
                 }
                 Some(Ended::NonFinite(count)) => format!("fgs_curvature_submit: {count} values of the gradient are"),
             }
@@ -252,18 +261,38 @@ impl Front {
             format!("loss: {loss} is")
         };
         self.give_up_curvature();
+        self.expect_put_back("fgs_curvature_submit")?;
         Err(invalid!("{bad} not finite; the run has ended and the parameters are as they were"))
     }
 
     /// Ends a run, complete or not. Without one it does nothing.
-    pub fn curvature_end(&mut self) {
+    pub fn curvature_end(&mut self) -> Result<()> {
         self.give_up_curvature();
+        self.expect_put_back("fgs_curvature_end")
+    }
+
+    /// The run that ended last has left the parameters as they were. Said once.
+    fn expect_put_back(&mut self, function: &str) -> Result<()> {
+        if !std::mem::take(&mut self.curvature.left_moved) {
+            return Ok(());
+        }
+        Err(Error::System(format!(
+            "{function}: the device failed while the parameters were put back, and they are not as they were; load a \
+             checkpoint"
+        )))
+    }
+
+    fn put_back(&mut self, run: &Run) {
+        if !run.restore(&self.queue) {
+            self.curvature.left_moved = true;
+            self.fault(Fault::LeftMoved);
+        }
     }
 
     /// Puts the parameters back and forgets a run that is not complete.
     pub fn give_up_curvature(&mut self) {
         if let State::Running(run) = std::mem::take(&mut self.curvature.state) {
-            run.restore(&self.queue);
+            self.put_back(&run);
             self.budget.give_back(run.reserved);
             self.fault(Fault::Curvature);
         }
@@ -295,7 +324,7 @@ impl Front {
     /// Puts the parameters back and hands over what was found.
     fn complete_curvature(&mut self) {
         let State::Running(run) = std::mem::take(&mut self.curvature.state) else { return };
-        run.restore(&self.queue);
+        self.put_back(&run);
         let (reserved, is_base) = (run.reserved, run.is_base);
         let (_, total) = run.progress();
         let (eigenvectors, sums) = run.finish();

@@ -126,17 +126,20 @@ impl Run {
         Ok(bad)
     }
 
-    /// Every bit of the parameters is as it was.
-    pub fn restore(&self, device: &dyn Perturb) {
-        self.space.scatter(device, &self.original, &[], 0.0);
+    /// Every bit of the parameters is as it was. `false`: a device failed, and they are not.
+    #[must_use]
+    pub fn restore(&self, device: &dyn Perturb) -> bool {
+        self.space.scatter(device, &self.original, &[], 0.0)
     }
 
-    /// Moves the parameters to where the next gradient or loss is wanted.
-    pub fn request(&mut self, device: &dyn Perturb, earlier: &Earlier) -> Request {
+    /// Moves the parameters to where the next gradient or loss is wanted. `None`: a device failed.
+    pub fn request(&mut self, device: &dyn Perturb, earlier: &Earlier) -> Option<Request> {
         while let Some((item, second)) = self.plan.current() {
             if !second {
                 if self.work.block != item.block() {
-                    self.restore(device);
+                    if !self.restore(device) {
+                        return None;
+                    }
                     self.enter(item.block(), device);
                 }
                 let Self { work, space, blocks, original, settings, .. } = self;
@@ -146,14 +149,16 @@ impl Run {
                     continue;
                 }
             }
-            self.move_to(item, second, device);
+            if !self.move_to(item, second, device) {
+                return None;
+            }
             self.is_waiting = true;
             let (index, total) = self.plan.progress();
             let want = if matches!(item, Item::Loss { .. }) { Want::Loss } else { Want::Gradient };
-            return Request { want, index, total };
+            return Some(Request { want, index, total });
         }
         let (index, total) = self.plan.progress();
-        Request { want: Want::Done, index, total }
+        Some(Request { want: Want::Done, index, total })
     }
 
     /// Takes the answer. `Err` as an argument that is refused: the same request stands.
@@ -223,16 +228,17 @@ impl Run {
         self.plan.skip();
     }
 
-    fn move_to(&self, item: Item, second: bool, device: &dyn Perturb) {
+    /// `false`: a device failed.
+    fn move_to(&self, item: Item, second: bool, device: &dyn Perturb) -> bool {
         match item {
-            Item::Gradient => {}
+            Item::Gradient => true,
             Item::Loss { point } => {
-                self.space.scatter(device, &self.original, self.work.direction(), self.position(point) - 1.0);
+                self.space.scatter(device, &self.original, self.work.direction(), self.position(point) - 1.0)
             }
             _ => {
                 let step = self.work.step(&self.settings);
                 let step = if second { -step } else { step };
-                self.active().scatter(device, &self.original, self.work.direction(), step);
+                self.active().scatter(device, &self.original, self.work.direction(), step)
             }
         }
     }

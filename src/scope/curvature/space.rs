@@ -161,7 +161,9 @@ impl Space {
     }
 
     /// Sets the parameters to `original` (over the whole model) plus `step` times `direction` (over this space, or empty).
-    pub fn scatter(&self, device: &dyn Perturb, original: &[f32], direction: &[f32], step: f64) {
+    /// `false`: a device failed.
+    #[must_use]
+    pub fn scatter(&self, device: &dyn Perturb, original: &[f32], direction: &[f32], step: f64) -> bool {
         let original = &original[self.offset..];
         let jobs = self.parts.iter().map(|part| ScatterJob {
             target: part.target,
@@ -170,7 +172,7 @@ impl Space {
             direction: if direction.is_empty() { &[] } else { &direction[part.range.clone()] },
             step,
         });
-        device.scatter(&mut jobs.collect::<Vec<_>>());
+        device.scatter(&mut jobs.collect::<Vec<_>>())
     }
 }
 
