@@ -4,13 +4,13 @@
 //! the jobs of one call. Cost where all lie in one place, which is the common case: a comparison per job.
 
 use super::cpu::Cpu;
-use super::cuda::{Cuda, CudaError};
+use super::cuda::{Cuda, CudaError, Replays};
 use super::{
     AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Lost,
     ParameterFound, ParameterJob, Pending, Perturb, Place, RowsJob, ScatterJob, Stream, Values,
 };
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// More than any machine has.
 const CUDA_DEVICES: usize = 64;
@@ -50,6 +50,29 @@ impl Machine {
                 failure.map_or(Ok(()), |reason| Err(CudaError::Failed(reason)))
             }
         }
+    }
+
+    /// The device whose stream this is, if the stream is being captured into a graph.
+    fn capturing(&self, stream: Stream) -> Option<&Cuda> {
+        // The legacy default stream cannot be captured.
+        let mut open = self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).filter(|_| stream != Stream::NULL);
+        open.find(|cuda| cuda.is_capturing(stream))
+    }
+
+    /// Work on the stream goes into a graph instead of running.
+    pub fn is_capturing(&self, stream: Stream) -> bool {
+        self.capturing(stream).is_some()
+    }
+
+    /// Passes on `stream` go into a graph from now on, of whose replays every so many-th is measured.
+    pub fn begin_capture(&self, stream: Stream, every: u64) -> Result<Arc<Replays>, CudaError> {
+        let none = || CudaError::Pointer("the stream is not being captured".into());
+        self.capturing(stream).ok_or_else(none)?.begin_capture(stream, every)
+    }
+
+    /// The step that is captured is complete.
+    pub fn end_capture(&self) {
+        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(Cuda::end_capture);
     }
 
     /// Waits until devices have run everything that was enqueued on them.

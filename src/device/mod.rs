@@ -18,6 +18,7 @@ mod strided;
 mod sums;
 mod values;
 
+pub use cuda::Replays;
 pub use machine::Machine;
 pub use memory::{DType, Memory, Place, Stream, Writable};
 pub use pending::{Lost, Pending};

@@ -5,6 +5,7 @@
 //! evaluation is behind, the next sampled step is left out and counted, and the trainer never waits.
 
 use super::analysis::Analysis;
+use super::capture::Replaying;
 use super::message::Message;
 use super::schema::Fault;
 use super::{Error, Options, Result};
@@ -21,6 +22,9 @@ const WAITING: usize = 4;
 
 /// Readers take a writer for stuck when its heartbeat is older than a few of these.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Replays of captured steps land without a message: they are looked for so often.
+const REPLAYS: Duration = Duration::from_millis(2);
 
 /// The calling side's end.
 pub struct Drain {
@@ -80,8 +84,14 @@ impl Drain {
 
 fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize) {
     set_float_mode();
+    let mut replaying = Replaying::default();
     loop {
-        match receiver.recv_timeout(HEARTBEAT) {
+        let patience = if replaying.is_empty() { HEARTBEAT } else { REPLAYS };
+        let received = receiver.recv_timeout(patience);
+        // Before the message: a flush has what the device has run.
+        replaying.poll(|message| guarded(&mut analysis, |analysis| analysis.handle(message)));
+        match received {
+            Ok(Message::Captured(step)) => replaying.push(*step),
             Ok(Message::Close) => {
                 if !analysis.finish_algebra() {
                     return analysis.close();

@@ -17,7 +17,7 @@ pub struct GradientsDraft {
 }
 
 /// What is measured of one slice.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Measured {
     slice: usize,
     /// Per reference of the step: an exact one is there.
@@ -49,6 +49,11 @@ impl GradientsDraft {
     /// The slices that are measured.
     pub fn slices(&self) -> impl Iterator<Item = usize> {
         self.measured.iter().map(|measured| measured.slice)
+    }
+
+    /// The same of the n-th replay of a captured step; `None` if it was not captured.
+    pub fn nth(&self, n: u64) -> Option<Self> {
+        Some(Self { measured: self.measured.clone(), found: self.found.nth(n)? })
     }
 
     /// Adds what was found to the sums of the step.

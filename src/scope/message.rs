@@ -3,6 +3,7 @@
 
 use crate::device::{DriftSums, GradientSums, PairSums, UpdateSums};
 use crate::ring::{Entry, Record};
+use crate::scope::capture::CapturedStep;
 use crate::scope::catalog::Slice;
 use crate::scope::curvature::CurvatureSums;
 use crate::scope::movement::MovementDraft;
@@ -50,6 +51,8 @@ pub enum Message {
         step: u64,
     },
     Step(Box<StepDraft>),
+    /// A step whose passes went into a graph: lands at each replay.
+    Captured(Box<CapturedStep>),
     /// A curvature run is complete.
     Curvature(Box<CurvatureSums>),
     Evaluation {
@@ -142,7 +145,7 @@ pub struct SnapshotSketch {
 }
 
 /// Everything that was measured in one step.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct StepSums {
     pub step: u64,
     pub time_ns: u64,
@@ -169,7 +172,7 @@ pub struct StepSums {
 }
 
 /// How the parameters moved since they were read the last time, and what they are now.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Movement {
     /// Slices with an exact copy that was compared, and the sketch of the difference.
     pub compared: Vec<bool>,
@@ -181,7 +184,7 @@ pub struct Movement {
 }
 
 /// How the parameters moved along one task's reference.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TaskMovement {
     pub task: TaskId,
     /// As in [`ReferenceStep`].
@@ -204,7 +207,7 @@ pub struct UpdateStep {
 }
 
 /// What was measured against one earlier task.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ReferenceStep {
     pub task: TaskId,
     /// How the exact reference came about; `None` where there is none.

@@ -8,6 +8,7 @@
 
 mod algebra;
 mod analysis;
+mod capture;
 mod catalog;
 mod curvature;
 mod draft;
@@ -44,6 +45,7 @@ pub use shard::{Shard, View};
 use crate::device::cpu::{Cpu, host_memory_bytes};
 use crate::device::{Machine, Stream};
 use crate::ring::{Entry, Writer, WriterOptions, default_path};
+use capture::Captures;
 use catalog::Catalog;
 use curvature::Curvature;
 use drain::Drain;
@@ -84,6 +86,7 @@ pub struct Front {
     probe: Option<OpenPass>,
     probe_memory: ProbeMemory,
     curvature: Curvature,
+    captures: Captures,
     /// Updates that were applied so far: tells whether two moments saw the same weights.
     updates: u64,
     drain: Drain,
@@ -147,6 +150,7 @@ impl Scope {
             probe: None,
             probe_memory,
             curvature: Curvature::default(),
+            captures: Captures::default(),
             updates: 0,
             drain,
         };
@@ -251,6 +255,7 @@ impl Front {
 
     /// Training of a task begins; a name seen before returns to that task.
     pub fn task_begin(&mut self, name: &str) -> Result<()> {
+        self.count_replays();
         self.expect_idle("fgs_task_begin")?;
         self.give_up_pass();
         if let Some(current) = self.tasks.current {
@@ -270,6 +275,7 @@ impl Front {
 
     /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
     pub fn task_end(&mut self) -> Result<()> {
+        self.count_replays();
         self.expect_no_step("fgs_task_end")?;
         self.give_up_pass();
         let Some(task) = self.tasks.current else {
@@ -292,6 +298,7 @@ impl Front {
 
     /// Keeps the parameters as they are now as the snapshot of `task`, or of the current task.
     pub fn snapshot(&mut self, task: Option<&str>) -> Result<()> {
+        self.count_replays();
         self.expect_idle("fgs_snapshot")?;
         let task = match task {
             Some(name) => self.task(name)?,

@@ -25,13 +25,15 @@ pub struct Before {
 pub struct MovementDraft {
     /// What is known without results: which slices and tasks.
     movement: Movement,
+    /// Slices whose copy was empty: the first replay of a captured step compares with nothing.
+    unknown: Vec<usize>,
     measured: Vec<Measured>,
     /// One per slice that is measured.
     found: Pending<Vec<ParameterFound>>,
 }
 
 /// What is measured of one slice.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Measured {
     slice: usize,
     /// Per task: the difference is exact, and so is the reference.
@@ -39,7 +41,9 @@ struct Measured {
 }
 
 impl MovementDraft {
-    /// Asks how far the parameters moved along each reference since the last time, and for fresh copies.
+    /// Asks how far the parameters moved along each reference since the last time, and for fresh copies. `is_captured`: again
+    /// and again.
+    #[allow(clippy::too_many_arguments)] // parts of the scope, borrowed apart
     pub fn new(
         catalog: &Catalog,
         tasks: &Tasks,
@@ -48,6 +52,7 @@ impl MovementDraft {
         budget: &mut Budget,
         reads: Vec<Option<SliceRead<'_>>>,
         references: &[ReferenceStep],
+        is_captured: bool,
     ) -> Self {
         let slices = catalog.slices.len();
         copies.resize_with(slices, || None);
@@ -72,14 +77,16 @@ impl MovementDraft {
             sketched: reads.iter().zip(&*copies).map(|(read, copy)| read.is_some() && copy.is_none()).collect(),
             ..Movement::default()
         };
-        let (mut measured, mut jobs) = (Vec::new(), Vec::new());
+        let (mut measured, mut jobs, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for ((slice, read), copy) in reads.into_iter().enumerate().zip(copies.iter_mut()) {
             let Some(read) = read else { continue };
             let references: Vec<_> = earlier.iter().map(|task| task.kept_reference(slice, &read)).collect();
             // The sketch of the difference serves tasks without an exact reference.
             let update_sketch = references.iter().any(Option::is_none);
             let sketch = copy.is_none();
-            let compare = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
+            let is_known = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
+            let compare = is_known || is_captured && copy.is_some();
+            unknown.extend((compare && !is_known).then_some(slice));
             let copy = copy.as_mut().map(|before| Copy {
                 span: before.exact.span,
                 values: &mut before.exact.values,
@@ -99,11 +106,24 @@ impl MovementDraft {
             dots: Vec::new(),
         };
         movement.tasks = references.iter().map(task).collect();
-        Self { movement, measured, found: queue.device.parameters(queue.stream, jobs) }
+        Self { movement, measured, unknown, found: queue.device.parameters(queue.stream, jobs) }
+    }
+
+    /// The same of the n-th replay of a captured step; `None` if it was not captured.
+    pub fn nth(&self, n: u64) -> Option<Self> {
+        let Self { movement, measured, unknown, found } = self;
+        let (mut movement, mut measured) = (movement.clone(), measured.clone());
+        if n == 0 {
+            for &slice in unknown {
+                movement.compared[slice] = false;
+                measured.iter_mut().filter(|of| of.slice == slice).for_each(|of| of.exact.fill(false));
+            }
+        }
+        Some(Self { movement, measured, unknown: Vec::new(), found: found.nth(n)? })
     }
 
     pub fn land(self, landing: &mut Landing) -> Result<Movement, Lost> {
-        let Self { mut movement, measured, found } = self;
+        let Self { mut movement, measured, found, .. } = self;
         let found = landing.wait(found)?;
         movement.compared.resize(landing.slices(), false);
         movement.sketched.resize(landing.slices(), false);
@@ -111,7 +131,9 @@ impl MovementDraft {
         movement.sketch = landing.sketch(true);
         movement.weights = landing.sketch(movement.sketched.contains(&true));
         for (Measured { slice, exact }, found) in measured.into_iter().zip(found) {
-            landing.add(&mut movement.sketch, slice, &found.update_sketch);
+            if movement.compared[slice] {
+                landing.add(&mut movement.sketch, slice, &found.update_sketch);
+            }
             landing.add(&mut movement.weights, slice, &found.sketch);
             for ((task, exact), found) in movement.tasks.iter_mut().zip(exact).zip(found.tasks) {
                 task.dots[slice] = exact.then_some(found.update.dot);

@@ -15,8 +15,9 @@ use super::storage::Budget;
 use super::task::Tasks;
 use super::updates::UpdatesDraft;
 use super::{Error, Front, Result, error::invalid};
-use crate::device::{Lost, SliceRead};
+use crate::device::{Lost, Replays, SliceRead};
 use crate::ring::monotonic_ns;
+use std::sync::Arc;
 
 /// Where the scope is in the life of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub struct StepState {
     /// Highest step that was begun so far.
     highest: Option<u64>,
     /// What a sampled step has measured so far.
-    measured: Option<Box<Measured>>,
+    pub(super) measured: Option<Box<Measured>>,
 }
 
 /// A sampled step on its way to the drain thread.
@@ -54,6 +55,18 @@ pub struct StepDraft {
 impl StepDraft {
     pub fn step(&self) -> u64 {
         self.sums.step
+    }
+
+    /// The step of the n-th measured replay, which counts on from the captured one; `None` if something of it was not
+    /// captured.
+    pub fn nth(&self, n: u64, replay: u64) -> Option<Self> {
+        let step = self.sums.step.wrapping_add(replay.wrapping_sub(1));
+        Some(Self {
+            sums: StepSums { step, time_ns: monotonic_ns(), ..self.sums.clone() },
+            movement: self.movement.as_ref().map_or(Some(None), |movement| movement.nth(n).map(Some))?,
+            gradients: self.gradients.iter().map(|gradients| gradients.nth(n)).collect::<Option<_>>()?,
+            updates: self.updates.as_ref().map_or(Some(None), |updates| updates.nth(n).map(Some))?,
+        })
     }
 
     pub fn land(self, landing: &mut Landing) -> std::result::Result<StepSums, Lost> {
@@ -76,7 +89,7 @@ impl StepDraft {
 
 /// A sampled step under way.
 #[derive(Debug)]
-struct Measured {
+pub(super) struct Measured {
     draft: StepDraft,
     /// Which tensors are due in this step.
     due: Vec<bool>,
@@ -85,6 +98,8 @@ struct Measured {
     /// Slices whose parameters were read before the update.
     taken: Vec<bool>,
     spent_ns: u64,
+    /// The step goes into a graph.
+    pub replays: Option<Arc<Replays>>,
 }
 
 impl Default for StepState {
@@ -124,9 +139,7 @@ impl Front {
             references: self.earlier_tasks(),
             ..StepSums::default()
         };
-        let fed = vec![false; due.len()];
-        let draft = StepDraft { sums, movement: None, gradients: Vec::new(), updates: None };
-        self.step.measured = Some(Box::new(Measured { draft, due, fed, taken: Vec::new(), spent_ns: 0 }));
+        self.step.measured = Some(Box::new(Measured::new(sums, due)));
         Ok(())
     }
 
@@ -134,7 +147,10 @@ impl Front {
     /// copies have moved on.
     pub fn give_up_step(&mut self) {
         self.step.phase = Phase::Idle;
-        if let Some(movement) = self.step.measured.take().and_then(|measured| measured.draft.movement) {
+        let Some(measured) = self.step.measured.take() else { return };
+        if measured.replays.is_some() {
+            self.queue.device.end_capture();
+        } else if let Some(movement) = measured.draft.movement {
             self.drain.send(Message::Moved { movement: Box::new(movement), step: self.step.number });
         }
     }
@@ -152,12 +168,12 @@ impl Front {
         let references = self.earlier_tasks();
         let Self { catalog, tasks, queue, copies, budget, .. } = self;
         let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
-        let movement = MovementDraft::new(catalog, tasks, queue, copies, budget, reads, &references);
+        let movement = MovementDraft::new(catalog, tasks, queue, copies, budget, reads, &references, false);
         self.drain.send(Message::Moved { movement: Box::new(movement), step: self.step.number });
     }
 
     /// What is measured against each earlier task in this step.
-    fn earlier_tasks(&mut self) -> Vec<ReferenceStep> {
+    pub(super) fn earlier_tasks(&mut self) -> Vec<ReferenceStep> {
         let device = &self.queue.device;
         self.tasks.list.iter_mut().for_each(|task| task.settle(device));
         let earlier = self.tasks.earlier().map(|(id, task)| ReferenceStep {
@@ -176,6 +192,7 @@ impl Front {
         check_scale(scale)?;
         self.expect_begun("fgs_gradient_feed")?;
         self.catalog.tensor(tensor)?;
+        self.enter_capture();
         let Self { catalog, tasks, queue, copies, budget, step, .. } = self;
         let Some(measured) = &mut step.measured else { return Ok(()) };
         let binding = catalog.transient(tensor, data, shard)?;
@@ -198,6 +215,7 @@ impl Front {
     pub fn gradients_ready(&mut self, scale: f64, unreduced: bool) -> Result<()> {
         check_scale(scale)?;
         self.expect_begun("fgs_gradients_ready")?;
+        self.enter_capture();
         self.step.measured.as_ref().map_or(Ok(()), |measured| measured.expect_scale(scale))?;
         self.step.phase = Phase::Ready;
         let Self { catalog, tasks, queue, copies, budget, step, .. } = self;
@@ -239,7 +257,10 @@ impl Front {
         }
         measured.draft.sums.tensors = measured_tensors;
         measured.draft.sums.cost = (measured.spent_ns + monotonic_ns() - started) as f64 * 1e-9;
-        self.drain.send(Message::Step(Box::new(measured.draft)));
+        match measured.replays {
+            Some(replays) => self.send_captured(measured.draft, replays),
+            None => self.drain.send(Message::Step(Box::new(measured.draft))),
+        }
         Ok(())
     }
 
@@ -255,6 +276,13 @@ impl Front {
 }
 
 impl Measured {
+    /// `due`: which tensors are.
+    pub fn new(sums: StepSums, due: Vec<bool>) -> Self {
+        let draft = StepDraft { sums, movement: None, gradients: Vec::new(), updates: None };
+        let (fed, taken) = (vec![false; due.len()], Vec::new());
+        Self { draft, due, fed, taken, spent_ns: 0, replays: None }
+    }
+
     /// A step has one scale: that of the first tensor that was fed.
     fn expect_scale(&self, scale: f64) -> Result<()> {
         if self.fed.contains(&true) && self.draft.sums.scale != scale {
@@ -292,7 +320,16 @@ impl Measured {
             let reads = catalog.reads(false, |id, _| is_set(&self.due, id));
             self.taken = reads.iter().map(Option::is_some).collect();
             let references = &self.draft.sums.references;
-            self.draft.movement = Some(MovementDraft::new(catalog, tasks, queue, copies, budget, reads, references));
+            self.draft.movement = Some(MovementDraft::new(
+                catalog,
+                tasks,
+                queue,
+                copies,
+                budget,
+                reads,
+                references,
+                self.replays.is_some(),
+            ));
         }
     }
 

@@ -22,7 +22,7 @@ pub struct UpdatesDraft {
 }
 
 /// What is measured of one slice.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Measured {
     slice: usize,
     /// It was read before the update too.
@@ -34,7 +34,7 @@ struct Measured {
     tasks: Vec<MeasuredTask>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct MeasuredTask {
     /// The update is paired with an exact reference.
     paired: bool,
@@ -95,6 +95,12 @@ impl UpdatesDraft {
     /// The slices that are measured.
     pub fn slices(&self) -> impl Iterator<Item = usize> {
         self.measured.iter().map(|measured| measured.slice)
+    }
+
+    /// The same of the n-th replay of a captured step; `None` if it was not captured.
+    pub fn nth(&self, n: u64) -> Option<Self> {
+        let Self { measured, found, sketched, drifts } = self;
+        Some(Self { measured: measured.clone(), found: found.nth(n)?, sketched: *sketched, drifts: drifts.clone() })
     }
 
     /// Adds what was found to the sums of the step, whose movement has landed.

@@ -22,8 +22,8 @@ mod results;
 mod table;
 mod values;
 
-pub use driver::{CudaError, check_pointer, load as load_driver};
 pub use capture::Replays;
+pub use driver::{CudaError, check_pointer, load as load_driver};
 pub use values::CudaValues;
 
 use super::{
@@ -36,10 +36,10 @@ use memory::{Context, Kind};
 use module::Kernels;
 use parking_lot::Mutex;
 use pass::{State, is_capturing};
-use values::Used;
 use plan::Tables;
 use results::{Health, Results};
 use std::sync::Arc;
+use values::Used;
 
 /// A CUDA device.
 pub struct Cuda {

@@ -193,7 +193,9 @@ impl Analysis {
                 None => drop(answer.send(())),
             },
             Message::Flushed(answer) => drop(answer.send(())),
-            Message::Close | Message::AlgebraEnded => unreachable!("handled by the thread's loop"),
+            Message::Close | Message::AlgebraEnded | Message::Captured(_) => {
+                unreachable!("handled by the thread's loop")
+            }
         }
     }
 
