@@ -1,10 +1,11 @@
 // Trains a small network on a GPU on several texts in sequence, measured by forgetscope: eager, or by a captured graph.
 //
-//     cuda_step --task prose=README.md --task code=src/lib.rs [--graph] [--memory host] [--steps N] [--ring FILE]
-//               [--losses FILE]
+//     cuda_step --task prose=README.md --task code=src/lib.rs [--graph] [--memory host] [--steps N] [--wait]
+//               [--ring FILE] [--losses FILE]
 //
 // Prints each task's held-out loss as it goes. --losses writes every training loss as a hexadecimal float, to compare runs
-// bit by bit. --memory host copies everything to the host and measures it there.
+// bit by bit. --memory host copies everything to the host and measures it there. --wait waits after every step until it is
+// evaluated: these steps are so short that training, which never waits, would leave evaluation behind and steps out.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -27,15 +28,15 @@ struct Options {
     std::vector<std::pair<std::string, std::string>> tasks;  // name, path
     std::size_t steps = 60;
     Place place = Place::device;
-    bool graph = false;
+    bool graph = false, wait = false;
     std::string ring, losses;
 
     static Options parse(int count, char** arguments) {
         Options options;
         for (int i = 1; i < count; i++) {
             const std::string name = arguments[i];
-            if (name == "--graph") {
-                options.graph = true;
+            if (name == "--graph" || name == "--wait") {
+                (name == "--graph" ? options.graph : options.wait) = true;
                 continue;
             }
             if (i + 1 == count) throw std::runtime_error(name + " needs a value");
@@ -97,6 +98,10 @@ private:
             if (i % evaluate_every == 0) evaluate();
             if (graph) graph->launch();
             else step(task, number_);
+            if (options_.wait) {
+                stream_.wait();
+                instrument_.flush();
+            }
         }
         evaluate();
         stream_.wait();  // before the graph is destroyed
