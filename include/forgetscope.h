@@ -26,7 +26,14 @@
 //            come out belong to the library; each function says for how long. Tensors are read, never kept, and never
 //            written, but for parameters between fgs_curvature_begin and the end of that run.
 // Structs.   Initialise every struct with its FGS_..._INIT macro: fields may be added at the end in later versions.
-// Streams.   Arguments called `stream` order device memory; for host memory they are NULL.
+// Streams.   Arguments called `stream` (a CUstream or cudaStream_t) order device memory; for host memory they are NULL. What
+//            is said to be read during a call is, in device memory, read in the order of that stream: when the stream gets
+//            there, and before whatever is enqueued after the call. Calls without such an argument (fgs_task_end with its
+//            snapshot, the end of a curvature run) use the stream of the latest call that had one: keep it until then.
+// Graphs.    fgs_step_begin, fgs_gradients_ready and fgs_step_end may be called once while a stream is captured into a CUDA
+//            graph. Every replay is then a step, counted on from the captured one. What is bound and kept at the capture is
+//            what replays are measured against: capture again when a task ends. Nothing else can be captured. Destroy
+//            graphs before fgs_close.
 
 
 #ifndef FORGETSCOPE_H

@@ -1,58 +1,19 @@
 //! The CPU device against fp64 sums, for every type, layout and instruction set.
 
+mod device_support;
+
+use device_support::{TYPES, elements, encode, segment, values};
 use forgetscope::device::cpu::{Cpu, kernels::Kernels};
 use forgetscope::device::{
-    AccumulateFound, AccumulateJob, Copy, DType, Device, GradientFound, GradientJob, GradientSums, Kept, Memory,
-    PairSums, ParameterFound, ParameterJob, Place, Segment, SliceRead, Span, Stream, TaskJob, Values,
+    AccumulateFound, AccumulateJob, Copy, DType, Device, GradientFound, GradientJob, GradientSums, Home, Keeping, Kept,
+    Memory, PairSums, ParameterFound, ParameterJob, Place, Segment, SliceRead, Span, Stream, TaskJob, Values,
 };
 use forgetscope::sketch::hash::mix;
 use forgetscope::sketch::{Layout, add};
-use half::{bf16, f16};
 use proptest::prelude::*;
 
 /// Relative error of a sum of squares or products: 64 fp32 terms a lane, one rounding of each term, two of the lanes of four accumulators.
 const BOUND: f64 = 68.0 * 5.960_464_477_539_063e-8;
-
-fn values(key: u64, length: usize) -> Vec<f32> {
-    (0..length as u64)
-        .map(|k| {
-            let word = mix(mix(key) ^ k);
-            let uniform = (word >> 40) as f32 / 16_777_216.0;
-            let sign = if word & 1 == 0 { 1.0 } else { -1.0 };
-            if word & 0x70 == 0 { 0.0 } else { sign * (10.0 * uniform - 12.0).exp2() }
-        })
-        .collect()
-}
-
-const TYPES: [DType; 6] = [DType::F32, DType::F64, DType::Bf16, DType::F16, DType::F8E4M3, DType::F8E5M2];
-
-/// The value of an 8-bit code: 8 − 1 − `mantissa` bits of exponent. The top exponent is NaN and infinity, or with
-/// `is_extended` numbers but for the last code.
-fn float8(code: u8, mantissa: u32, is_extended: bool) -> f32 {
-    let (bits, sign) = (u32::from(code & 0x7f), if code < 0x80 { 1.0 } else { -1.0 });
-    let (exponent, fraction) = ((bits >> mantissa) as i32, bits % (1 << mantissa));
-    let (top, bias) = ((1 << (7 - mantissa)) - 1, (1 << (6 - mantissa)) - 1);
-    let unit = (-(mantissa as f32)).exp2();
-    if is_extended && bits == 0x7f || !is_extended && exponent == top && fraction > 0 {
-        return f32::NAN;
-    }
-    sign * match exponent {
-        0 => fraction as f32 * unit * ((1 - bias) as f32).exp2(),
-        e if e == top && !is_extended => f32::INFINITY,
-        e => (1.0 + fraction as f32 * unit) * ((e - bias) as f32).exp2(),
-    }
-}
-
-/// The code whose value is nearest.
-fn to_float8(x: f32, mantissa: u32, is_extended: bool) -> u8 {
-    let value = |code| float8(code, mantissa, is_extended);
-    if !x.is_finite() {
-        let same = |&code: &u8| value(code) == x;
-        return (0..=255).find(same).unwrap_or(0x7f);
-    }
-    let finite = (0..=255).filter(|&code| value(code).is_finite());
-    finite.min_by(|&a, &b| (value(a) - x).abs().total_cmp(&(value(b) - x).abs())).unwrap()
-}
 
 /// A buffer of some type, and the fp32 values that a reader of it sees.
 struct Buffer {
@@ -63,22 +24,7 @@ struct Buffer {
 
 impl Buffer {
     fn new(dtype: DType, source: &[f32]) -> Self {
-        let bytes: Vec<u8> = match dtype {
-            DType::F32 => source.iter().flat_map(|x| x.to_ne_bytes()).collect(),
-            DType::F64 => source.iter().flat_map(|&x| f64::from(x).to_ne_bytes()).collect(),
-            DType::Bf16 => source.iter().flat_map(|&x| bf16::from_f32(x).to_ne_bytes()).collect(),
-            DType::F16 => source.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect(),
-            DType::F8E4M3 => source.iter().map(|&x| to_float8(x, 3, true)).collect(),
-            DType::F8E5M2 => source.iter().map(|&x| to_float8(x, 2, false)).collect(),
-        };
-        let seen = source.iter().zip(0..).map(|(&x, at)| match dtype {
-            DType::F32 | DType::F64 => x,
-            DType::Bf16 => bf16::from_f32(x).to_f32(),
-            DType::F16 => f16::from_f32(x).to_f32(),
-            DType::F8E4M3 => float8(bytes[at], 3, true),
-            DType::F8E5M2 => float8(bytes[at], 2, false),
-        });
-        let seen = seen.collect();
+        let (bytes, seen) = encode(dtype, source);
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         for (word, part) in words.iter_mut().zip(bytes.chunks(8)) {
             let mut whole = [0; 8];
@@ -94,20 +40,6 @@ impl Buffer {
     }
 }
 
-/// (index in slice, value) of everything the segments reach.
-fn elements(buffer: &Buffer, segments: &[Segment]) -> Vec<(u64, f32)> {
-    let mut found = Vec::new();
-    for s in segments {
-        for row in 0..s.rows {
-            for col in 0..s.length {
-                let offset = s.offset + row as i64 * s.row_step + col as i64 * s.column_step;
-                found.push((s.index + row * s.index_step + col, buffer.seen[offset as usize]));
-            }
-        }
-    }
-    found
-}
-
 fn devices() -> Vec<Cpu> {
     let mut devices: Vec<Cpu> =
         Kernels::available().into_iter().map(|kernels| Cpu::with_kernels(2, kernels).unwrap()).collect();
@@ -119,7 +51,7 @@ fn devices() -> Vec<Cpu> {
 /// Values as the device keeps them: settled.
 fn kept_values(device: &Cpu, values: &[f32]) -> Values {
     let mut kept = Values::from(values.to_vec());
-    device.settle(&mut kept);
+    device.settle(Stream::NULL, &mut kept);
     kept
 }
 
@@ -163,7 +95,7 @@ fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32]
     }
 
     let (sums, pair, sketch) = first;
-    let elements = elements(&buffer, segments);
+    let elements = elements(&buffer.seen, segments);
     let finite: Vec<(u64, f32)> = elements.iter().copied().filter(|(_, x)| x.is_finite()).collect();
     assert_eq!(sums.count, elements.len() as u64);
     assert_eq!(sums.non_finite, (elements.len() - finite.len()) as u64);
@@ -192,11 +124,6 @@ fn check_gradient(dtype: DType, segments: &[Segment], numel: u64, source: &[f32]
         let error = (f64::from(f32::from_bits(*bucket)) - oracle).abs();
         assert!(error <= terms * 2f64.powi(-24) * largest * 4.0, "{error}");
     }
-}
-
-/// A slice of a row-major matrix: one run, or one run per row.
-fn segment(rows: u64, length: u64, offset: i64, row_step: i64, column_step: i64) -> Segment {
-    Segment { index: 0, index_step: length, rows, length, offset, row_step, column_step }
 }
 
 #[test]
@@ -256,7 +183,7 @@ fn references_accumulate() {
     let device = Cpu::new(2).unwrap();
     // A sum that reaches further than what is read.
     let wide = Span { start: span.start, end: span.end + 100 };
-    let mut sum = device.values(Place::Host, wide.len()).unwrap();
+    let mut sum = device.values(Place::Host, wide.len(), Keeping::Sum, Home::Near).unwrap();
     let mut sketch = Vec::new();
     for _ in 0..3 {
         let found = accumulate(&device, AccumulateJob { read, scale: 0.25, sum: Some((wide, &mut sum)) });
@@ -266,7 +193,7 @@ fn references_accumulate() {
     let sum = floats(&sum);
     assert!(sum[span.len()..].iter().all(|x| *x == 0.0));
     let mut oracle = vec![0.0; 1024];
-    for (index, x) in elements(&buffer, &segments) {
+    for (index, x) in elements(&buffer.seen, &segments) {
         // A multiple of a bf16 number by 3/4 is exact in fp32.
         assert_eq!(sum[index as usize], 0.75 * x);
         add(&layout, index, &[0.25 * x], &mut oracle);
@@ -473,11 +400,11 @@ fn squares_are_of_what_was_read() {
 #[test]
 fn values_are_copied_where_they_belong() {
     let device = Cpu::new(1).unwrap();
-    let mut target = device.values(Place::Host, 7).unwrap();
+    let mut target = device.values(Place::Host, 7, Keeping::Sum, Home::Near).unwrap();
     device.copy_values(Stream::NULL, &Values::from(vec![1.0, 2.0]), &mut target, 3);
     assert_eq!(floats(&target), [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
-    device.settle(&mut target);
+    device.settle(Stream::NULL, &mut target);
     let host = target.host().unwrap();
     assert_eq!((host.squares, host.peak), (5.0, 2.0));
-    assert!(device.values(Place::Cuda(0), 7).is_none());
+    assert!(device.values(Place::Cuda(0), 7, Keeping::Sum, Home::Near).is_none());
 }

@@ -79,6 +79,8 @@ pub(super) unsafe fn layer(options: *const fgs_options) -> Outcome<Layer> {
         budget_bytes: number(options.budget_bytes),
         reference_budget: (options.reference_budget >= 0.0 || options.reference_budget.is_nan())
             .then_some(options.reference_budget),
+        reference_format: None,
+        reference_spill: None,
         sketch_head: small(options.sketch_head),
         sketch_matrix: small(options.sketch_matrix),
         window: small(options.window),

@@ -6,8 +6,8 @@
 use super::cpu::Cpu;
 use super::cuda::{Cuda, CudaError, Replays};
 use super::{
-    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Lost,
-    ParameterFound, ParameterJob, Pending, Perturb, Place, RowsJob, ScatterJob, Stream, Values,
+    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Home,
+    Keeping, Lost, Packing, ParameterFound, ParameterJob, Pending, Perturb, Place, RowsJob, ScatterJob, Stream, Values,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -19,12 +19,18 @@ const CUDA_DEVICES: usize = 64;
 pub struct Machine {
     cpu: Cpu,
     /// By ordinal, from the first time that memory of theirs is named.
-    cuda: [OnceLock<Result<Cuda, CudaError>>; CUDA_DEVICES],
+    cuda: [OnceLock<Result<Arc<Cuda>, CudaError>>; CUDA_DEVICES],
+    packing: Packing,
 }
 
 impl Machine {
     pub fn new(cpu: Cpu) -> Self {
-        Self { cpu, cuda: [const { OnceLock::new() }; CUDA_DEVICES] }
+        Self { cpu, cuda: [const { OnceLock::new() }; CUDA_DEVICES], packing: Packing::default() }
+    }
+
+    /// The same, with sums of gradients on CUDA devices kept like this.
+    pub fn with_packing(self, packing: Packing) -> Self {
+        Self { packing, ..self }
     }
 
     /// The device that reads `place`, if this build has one.
@@ -35,10 +41,10 @@ impl Machine {
         }
     }
 
-    fn cuda(&self, ordinal: u32) -> Result<&Cuda, CudaError> {
+    fn cuda(&self, ordinal: u32) -> Result<&Arc<Cuda>, CudaError> {
         let none = || CudaError::Pointer(format!("there are at most {CUDA_DEVICES} CUDA devices"));
         let device = self.cuda.get(ordinal as usize).ok_or_else(none)?;
-        device.get_or_init(|| Cuda::open(ordinal)).as_ref().map_err(CudaError::clone)
+        device.get_or_init(|| Cuda::open(ordinal, self.packing)).as_ref().map_err(CudaError::clone)
     }
 
     /// Gets the device that reads `place` ready; says why where there is none.
@@ -53,7 +59,7 @@ impl Machine {
     }
 
     /// The device whose stream this is, if the stream is being captured into a graph.
-    fn capturing(&self, stream: Stream) -> Option<&Cuda> {
+    fn capturing(&self, stream: Stream) -> Option<&Arc<Cuda>> {
         // The legacy default stream cannot be captured.
         let mut open = self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).filter(|_| stream != Stream::NULL);
         open.find(|cuda| cuda.is_capturing(stream))
@@ -72,7 +78,7 @@ impl Machine {
 
     /// The step that is captured is complete.
     pub fn end_capture(&self) {
-        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(Cuda::end_capture);
+        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(|cuda| cuda.end_capture());
     }
 
     /// Waits until devices have run everything that was enqueued on them.
@@ -122,8 +128,12 @@ fn lost<T: Send + 'static>(place: Place) -> Pending<T> {
 }
 
 impl Device for Machine {
-    fn values(&self, place: Place, len: usize) -> Option<Values> {
-        self.device(place)?.values(place, len)
+    fn values(&self, place: Place, len: usize, keeping: Keeping, home: Home) -> Option<Values> {
+        self.device(place)?.values(place, len, keeping, home)
+    }
+
+    fn value_bytes(&self, place: Place, len: usize, keeping: Keeping) -> u64 {
+        self.device(place).map_or(0, |device| device.value_bytes(place, len, keeping))
     }
 
     fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) {
@@ -132,9 +142,9 @@ impl Device for Machine {
         }
     }
 
-    fn settle(&self, values: &mut Values) {
+    fn settle(&self, stream: Stream, values: &mut Values) {
         if let Some(device) = self.device(values.place()) {
-            device.settle(values);
+            device.settle(stream, values);
         }
     }
 
@@ -254,7 +264,7 @@ mod tests {
         let data = [1.0f32; 4];
         // SAFETY: there is no device for this place, so nothing is read.
         let memory = unsafe { Memory::on_device(data.as_ptr().cast(), DType::F32, 1) };
-        assert!(machine.values(memory.place, 4).is_none());
+        assert!(machine.values(memory.place, 4, Keeping::Sum, Home::Near).is_none());
         assert_eq!(machine.memory_bytes(memory.place), 0);
         let mut values = [0.0; 4];
         let gather = GatherJob { read: read(memory), gather: Gather::Copy, values: &mut values };

@@ -27,7 +27,7 @@ pub use probe::{AttentionFound, AttentionJob, AttentionRow, AttentionSource, Que
 pub use segment::{Segment, Span};
 pub use strided::Strided;
 pub use sums::{DriftSums, GradientSums, PairSums, UpdateSums};
-pub use values::Values;
+pub use values::{Home, Keeping, Packing, Values};
 
 use crate::sketch::Layout;
 
@@ -157,13 +157,19 @@ pub struct TaskFound {
 /// All memory that one call's jobs name is reached from the same place; [`Machine`] sees to that.
 pub trait Device: Send + Sync {
     /// Storage for `len` values, all zero, that reads of `place` can be compared with; `None` if there is no room.
-    fn values(&self, place: Place, len: usize) -> Option<Values>;
+    fn values(&self, place: Place, len: usize, keeping: Keeping, home: Home) -> Option<Values>;
+
+    /// Bytes that such values take.
+    fn value_bytes(&self, _place: Place, len: usize, _keeping: Keeping) -> u64 {
+        4 * len as u64
+    }
 
     /// Copies `source` into `target` from `at` on. Both are of the same place.
     fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize);
 
-    /// Says that `values` were changed for the last time for now: what is known of them as a whole may be kept.
-    fn settle(&self, values: &mut Values);
+    /// Says that `values` were changed for the last time for now: what is known of them as a whole may be kept, and sums may
+    /// be kept in fewer bits.
+    fn settle(&self, stream: Stream, values: &mut Values);
 
     /// One fused pass over gradients: norms, inner products with references, conflicts, sketches. One result per job.
     fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>>;

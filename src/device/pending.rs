@@ -3,6 +3,7 @@
 //! Host memory is read inside the call, so its results are there at once. A CUDA device writes them into pinned memory
 //! when the stream gets there; the drain thread waits for that without a CUDA call, and the trainer never does.
 
+use super::Stream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct Pending<T> {
     state: State<T>,
     /// How to look for what lands later again.
     repeat: Option<Repeating<T>>,
+    /// How to ask for the same again.
+    again: Option<Again<T>>,
 }
 
 enum State<T> {
@@ -27,18 +30,21 @@ enum State<T> {
     Landing(Box<dyn FnMut() -> Option<Result<T, Lost>> + Send>),
 }
 
+/// Enqueues the same pass on a stream.
+type Again<T> = Arc<dyn Fn(Stream) -> Pending<T> + Send + Sync>;
+
 /// Looks for the result of one of several times.
 type Repeating<T> = Arc<dyn Fn(u64) -> Option<Result<T, Lost>> + Send + Sync>;
 
 impl<T: Send + 'static> Pending<T> {
     /// It is there.
     pub fn ready(value: T) -> Self {
-        Self { state: State::Ready(value), repeat: None }
+        Self { state: State::Ready(value), repeat: None, again: None }
     }
 
     /// `look` is called until it gives the result; it may be called from any one thread and must not block.
     pub fn landing(look: impl FnMut() -> Option<Result<T, Lost>> + Send + 'static) -> Self {
-        Self { state: State::Landing(Box::new(look)), repeat: None }
+        Self { state: State::Landing(Box::new(look)), repeat: None, again: None }
     }
 
     /// It lands again and again, as the results of a captured pass do. `look` gives that of the n-th time, from 0 on. The
@@ -55,6 +61,24 @@ impl<T: Send + 'static> Pending<T> {
         Some(Self::landing(move || look(n)))
     }
 
+    /// The same, which can be asked for again as long as nothing that it is about has changed.
+    pub fn with_again(self, again: impl Fn(Stream) -> Self + Send + Sync + 'static) -> Self {
+        Self { again: Some(Arc::new(again)), ..self }
+    }
+
+    /// Asks for the same again, in the order of `stream`; `None` if that takes a new pass.
+    pub fn again(&self, stream: Stream) -> Option<Self> {
+        let again = self.again.clone()?;
+        let pending = again(stream);
+        Some(Self { again: Some(again), ..pending })
+    }
+
+    /// What only knows how to ask for the same again; `None` if this does not.
+    pub fn recipe(&self) -> Option<Self> {
+        let again = self.again.clone()?;
+        Some(Self { again: Some(again), ..Self::lost(Lost("a recipe, not a result".into())) })
+    }
+
     /// It will never come.
     pub fn lost(why: Lost) -> Self {
         Self::landing(move || Some(Err(why.clone())))
@@ -64,7 +88,7 @@ impl<T: Send + 'static> Pending<T> {
     pub fn now(self) -> Result<T, Self> {
         match self.state {
             State::Ready(value) => Ok(value),
-            state @ State::Landing(_) => Err(Self { state, repeat: self.repeat }),
+            State::Landing(_) => Err(self),
         }
     }
 

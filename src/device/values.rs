@@ -3,10 +3,54 @@
 //! They lie where the device that compares with them can read them. Host values carry their peak and sum of squares,
 //! which the CPU needs before a pass; a CUDA device takes both within the pass.
 
-use super::Place;
 use super::cuda::CudaValues;
+use super::{DType, Place};
 
-/// fp32 numbers in memory that one device reads and writes.
+/// What values are kept for, which decides how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// A sum of gradients, which is added to batch by batch and compared with in between.
+    Sum,
+    /// A copy of parameters of this type, without loss.
+    Copy(DType),
+}
+
+/// Which memory they take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// That of the tensors that they are compared with.
+    Near,
+    /// Pinned memory of the host, which a device reads across the bus.
+    Pinned,
+}
+
+/// How a CUDA device keeps sums of gradients while nothing is added to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
+    #[default]
+    F32,
+    /// Half the memory and traffic; each value is rounded by up to 2⁻⁸ of itself.
+    Bf16,
+    /// A quarter: OCP e4m3 in blocks of 32 values with a common power of two. Values are rounded by up to 2⁻⁴ of themselves,
+    /// those below 2⁻¹³ of their block's largest by up to 2⁻¹⁷ of that.
+    E4m3,
+}
+
+impl std::str::FromStr for Packing {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "e4m3" => Ok(Self::E4m3),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Numbers in memory that one device reads and writes.
 #[derive(Debug)]
 pub struct Values {
     storage: Storage,
@@ -41,6 +85,14 @@ impl Values {
         }
     }
 
+    /// Bytes that they take.
+    pub fn bytes(&self) -> u64 {
+        match &self.storage {
+            Storage::Host(host) => 4 * host.values.len() as u64,
+            Storage::Cuda(cuda) => cuda.bytes(),
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -66,6 +118,14 @@ impl Values {
         match &mut self.storage {
             Storage::Host(host) => Some(host),
             Storage::Cuda(_) => None,
+        }
+    }
+
+    /// The same for writing.
+    pub fn cuda_mut(&mut self) -> Option<&mut CudaValues> {
+        match &mut self.storage {
+            Storage::Host(_) => None,
+            Storage::Cuda(cuda) => Some(cuda),
         }
     }
 

@@ -111,6 +111,7 @@ pub struct Catalog {
     pub slices: Vec<Slice>,
     /// Buckets of a sketch of the whole model.
     pub buckets: usize,
+    changes: u64,
 }
 
 impl Catalog {
@@ -140,7 +141,13 @@ impl Catalog {
             self.add_slices(&mut tensor, id, options);
         }
         self.tensors.push(tensor);
+        self.changes += 1;
         Ok(id)
+    }
+
+    /// Counts what was registered, bound and unbound. Binding again what is bound counts for nothing.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Names identify tensors: each is registered once.
@@ -194,7 +201,10 @@ impl Catalog {
     ) -> Result<bool> {
         self.tensor(id)?;
         let mut tensor = std::mem::replace(&mut self.tensors[id as usize], Tensor::vacant());
+        let whereabouts = |tensor: &Tensor| tensor.bound(source).map(|bound| (bound.memory, bound.view, bound.shard));
+        let before = whereabouts(&tensor);
         let resolved = tensor.bind(source, data, shard);
+        self.changes += u64::from(whereabouts(&tensor) != before);
         if let Ok(true) = resolved {
             self.add_slices(&mut tensor, id, options);
         }
@@ -206,6 +216,7 @@ impl Catalog {
     pub fn unbind(&mut self, id: u32, source: Source) -> Result<()> {
         self.tensor(id)?;
         *self.tensors[id as usize].slot(source) = None;
+        self.changes += 1;
         Ok(())
     }
 

@@ -7,8 +7,41 @@
 //! ever waited for: one addition per bucket of a sketch, on the drain thread.
 
 use super::catalog::Slice;
-use crate::device::{Lost, Pending};
+use crate::device::{Lost, Pending, Stream};
 use std::ops::AddAssign;
+
+/// Other results of the same kind as some that were asked for.
+pub trait Repeat {
+    /// `None` if there are none.
+    fn of<T: Send + 'static>(&self, found: &Pending<T>) -> Option<Pending<T>>;
+}
+
+/// Those of the n-th measured replay of a captured step.
+pub struct Nth(pub u64);
+
+impl Repeat for Nth {
+    fn of<T: Send + 'static>(&self, found: &Pending<T>) -> Option<Pending<T>> {
+        found.nth(self.0)
+    }
+}
+
+/// Those of the same pass, made once more in the order of a stream.
+pub struct Again(pub Stream);
+
+impl Repeat for Again {
+    fn of<T: Send + 'static>(&self, found: &Pending<T>) -> Option<Pending<T>> {
+        found.again(self.0)
+    }
+}
+
+/// None yet, but the knowledge of how to make the pass once more.
+pub struct Recipe;
+
+impl Repeat for Recipe {
+    fn of<T: Send + 'static>(&self, found: &Pending<T>) -> Option<Pending<T>> {
+        found.recipe()
+    }
+}
 
 /// The drain thread's side: where drafts land.
 pub struct Landing<'a> {

@@ -1,17 +1,18 @@
 //! The pass over gradients of a sampled step.
 
 use super::catalog::Catalog;
-use super::draft::Landing;
+use super::draft::{Landing, Repeat};
 use super::message::{ReferenceStep, StepSums};
 use super::queue::Queue;
 use super::storage::Exact;
 use super::task::Tasks;
 use crate::device::{Device, GradientFound, GradientJob, Lost, Pending, SliceRead};
+use std::sync::Arc;
 
 /// A pass over gradients that was asked for.
 #[derive(Debug)]
 pub struct GradientsDraft {
-    measured: Vec<Measured>,
+    measured: Arc<[Measured]>,
     /// One per slice that is measured.
     found: Pending<Vec<GradientFound>>,
 }
@@ -43,7 +44,7 @@ impl GradientsDraft {
             let references = references.into_iter().map(|kept| kept.map(Exact::kept)).collect();
             jobs.push(GradientJob { read, references });
         }
-        Self { measured, found: queue.device.gradients(queue.stream, jobs) }
+        Self { measured: measured.into(), found: queue.device.gradients(queue.stream, jobs) }
     }
 
     /// The slices that are measured.
@@ -51,19 +52,20 @@ impl GradientsDraft {
         self.measured.iter().map(|measured| measured.slice)
     }
 
-    /// The same of the n-th replay of a captured step; `None` if it was not captured.
-    pub fn nth(&self, n: u64) -> Option<Self> {
-        Some(Self { measured: self.measured.clone(), found: self.found.nth(n)? })
+    /// The same with other results; `None` if there are none.
+    pub fn with(&self, found: &impl Repeat) -> Option<Self> {
+        Some(Self { measured: self.measured.clone(), found: found.of(&self.found)? })
     }
 
     /// Adds what was found to the sums of the step.
     pub fn land(self, sums: &mut StepSums, landing: &mut Landing) -> Result<(), Lost> {
         let found = landing.wait(self.found)?;
-        for (Measured { slice, exact }, found) in self.measured.into_iter().zip(found) {
+        for (Measured { slice, exact }, found) in self.measured.iter().zip(found) {
+            let slice = *slice;
             *sums.gradients[slice].get_or_insert_default() += found.sums;
             landing.add(&mut sums.sketch, slice, &found.sketch);
             for ((reference, exact), pair) in sums.references.iter_mut().zip(exact).zip(found.pairs) {
-                if exact {
+                if *exact {
                     *reference.pairs[slice].get_or_insert_default() += pair;
                 }
             }

@@ -26,6 +26,7 @@ mod schedule;
 pub mod schema;
 mod secant;
 mod shard;
+mod steady;
 mod step;
 mod storage;
 mod task;
@@ -58,6 +59,7 @@ use references::PendingBatch;
 use schedule::Schedule;
 use schema::{Fault, TaskEvent};
 use std::path::{Path, PathBuf};
+use steady::Steady;
 use step::StepState;
 use storage::{Budget, Limit};
 use task::Tasks;
@@ -87,6 +89,10 @@ pub struct Front {
     probe_memory: ProbeMemory,
     curvature: Curvature,
     captures: Captures,
+    /// The latest step, if it can be made again.
+    steady: Option<Steady>,
+    /// Counts what the passes of a step depend on, besides the catalog.
+    changes: u64,
     /// Updates that were applied so far: tells whether two moments saw the same weights.
     updates: u64,
     drain: Drain,
@@ -137,9 +143,9 @@ impl Scope {
         }
         let schedules = vec![Schedule::common(&options)];
         let front = Front {
+            queue: Queue::new(Machine::new(cpu).with_packing(options.reference_format)),
+            budget: Budget::new(limit).with_spills(options.reference_spill),
             options,
-            queue: Queue::new(Machine::new(cpu)),
-            budget: Budget::new(limit),
             catalog: Catalog::default(),
             schedules,
             tasks: Tasks::default(),
@@ -151,6 +157,8 @@ impl Scope {
             probe_memory,
             curvature: Curvature::default(),
             captures: Captures::default(),
+            steady: None,
+            changes: 0,
             updates: 0,
             drain,
         };
@@ -256,6 +264,7 @@ impl Front {
     /// Training of a task begins; a name seen before returns to that task.
     pub fn task_begin(&mut self, name: &str) -> Result<()> {
         self.count_replays();
+        self.changed();
         self.expect_idle("fgs_task_begin")?;
         self.give_up_pass();
         if let Some(current) = self.tasks.current {
@@ -276,6 +285,7 @@ impl Front {
     /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
     pub fn task_end(&mut self) -> Result<()> {
         self.count_replays();
+        self.changed();
         self.expect_no_step("fgs_task_end")?;
         self.give_up_pass();
         let Some(task) = self.tasks.current else {
@@ -299,6 +309,7 @@ impl Front {
     /// Keeps the parameters as they are now as the snapshot of `task`, or of the current task.
     pub fn snapshot(&mut self, task: Option<&str>) -> Result<()> {
         self.count_replays();
+        self.changed();
         self.expect_idle("fgs_snapshot")?;
         let task = match task {
             Some(name) => self.task(name)?,

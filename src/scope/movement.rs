@@ -5,12 +5,13 @@
 //! fp64 instead, and the drain side takes the difference.
 
 use super::catalog::Catalog;
-use super::draft::Landing;
+use super::draft::{Landing, Repeat};
 use super::message::{Movement, ReferenceStep, TaskMovement};
 use super::queue::Queue;
 use super::storage::{Budget, Exact};
 use super::task::Tasks;
-use crate::device::{Copy, Device, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
+use crate::device::{Copy, Device, Keeping, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
+use std::sync::Arc;
 
 /// A copy of a slice's parameters as of the latest sampled step.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub struct MovementDraft {
     movement: Movement,
     /// Slices whose copy was empty: the first replay of a captured step compares with nothing.
     unknown: Vec<usize>,
-    measured: Vec<Measured>,
+    measured: Arc<[Measured]>,
     /// One per slice that is measured.
     found: Pending<Vec<ParameterFound>>,
 }
@@ -38,6 +39,8 @@ struct Measured {
     slice: usize,
     /// Per task: the difference is exact, and so is the reference.
     exact: Vec<bool>,
+    /// It was compared with a copy, or there is none.
+    is_steady: bool,
 }
 
 impl MovementDraft {
@@ -65,7 +68,8 @@ impl MovementDraft {
                 budget.release([old.exact]);
             }
             if copy.is_none() {
-                *copy = budget.allocate(&queue.device, read).map(|exact| Before { exact, known: false });
+                let keeping = Keeping::Copy(read.memory.dtype);
+                *copy = budget.allocate(&queue.device, read, keeping).map(|exact| Before { exact, known: false });
             }
             if let Some(copy) = copy {
                 copy.exact.mantissa_bits = mantissa_bits;
@@ -94,7 +98,8 @@ impl MovementDraft {
                 replace: true,
             });
             movement.compared[slice] = compare;
-            measured.push(Measured { slice, exact: references.iter().map(|kept| compare && kept.is_some()).collect() });
+            let exact = references.iter().map(|kept| compare && kept.is_some()).collect();
+            measured.push(Measured { slice, exact, is_steady: compare || copy.is_none() });
             let tasks =
                 references.into_iter().map(|kept| TaskJob { reference: kept.map(Exact::kept), ..TaskJob::default() });
             jobs.push(ParameterJob { read, copy, update_sketch, sketch, tasks: tasks.collect() });
@@ -106,20 +111,26 @@ impl MovementDraft {
             dots: Vec::new(),
         };
         movement.tasks = references.iter().map(task).collect();
-        Self { movement, measured, unknown, found: queue.device.parameters(queue.stream, jobs) }
+        Self { movement, measured: measured.into(), unknown, found: queue.device.parameters(queue.stream, jobs) }
     }
 
-    /// The same of the n-th replay of a captured step; `None` if it was not captured.
-    pub fn nth(&self, n: u64) -> Option<Self> {
-        let Self { movement, measured, unknown, found } = self;
-        let (mut movement, mut measured) = (movement.clone(), measured.clone());
-        if n == 0 {
-            for &slice in unknown {
-                movement.compared[slice] = false;
-                measured.iter_mut().filter(|of| of.slice == slice).for_each(|of| of.exact.fill(false));
-            }
+    /// The same with other results; `None` if there are none.
+    pub fn with(&self, found: &impl Repeat) -> Option<Self> {
+        let Self { movement, measured, unknown, found: before } = self;
+        let found = found.of(before)?;
+        Some(Self { movement: movement.clone(), measured: measured.clone(), unknown: unknown.clone(), found })
+    }
+
+    /// The copies held nothing before: differences to them are no movement.
+    pub fn forget_unknown(&mut self) {
+        for slice in std::mem::take(&mut self.unknown) {
+            self.movement.compared[slice] = false;
         }
-        Some(Self { movement, measured, unknown: Vec::new(), found: found.nth(n)? })
+    }
+
+    /// The next pass is the same: every copy that there is was compared with.
+    pub fn is_steady(&self) -> bool {
+        self.unknown.is_empty() && self.measured.iter().all(|measured| measured.is_steady)
     }
 
     pub fn land(self, landing: &mut Landing) -> Result<Movement, Lost> {
@@ -130,13 +141,14 @@ impl MovementDraft {
         movement.tasks.iter_mut().for_each(|task| task.dots = vec![None; landing.slices()]);
         movement.sketch = landing.sketch(true);
         movement.weights = landing.sketch(movement.sketched.contains(&true));
-        for (Measured { slice, exact }, found) in measured.into_iter().zip(found) {
+        for (Measured { slice, exact, .. }, found) in measured.iter().zip(found) {
+            let slice = *slice;
             if movement.compared[slice] {
                 landing.add(&mut movement.sketch, slice, &found.update_sketch);
             }
             landing.add(&mut movement.weights, slice, &found.sketch);
             for ((task, exact), found) in movement.tasks.iter_mut().zip(exact).zip(found.tasks) {
-                task.dots[slice] = exact.then_some(found.update.dot);
+                task.dots[slice] = (*exact && movement.compared[slice]).then_some(found.update.dot);
             }
         }
         Ok(movement)

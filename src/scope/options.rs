@@ -6,6 +6,7 @@
 
 use super::schedule::Rule;
 use super::{Error, Result};
+use crate::device::Packing;
 use crate::stats::severity::Predicate;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,10 @@ pub struct Options {
     pub budget_bytes: Option<u64>,
     /// Share of the memory of the device that holds the tensors.
     pub reference_budget: f64,
+    /// How CUDA devices keep references that are not added to.
+    pub reference_format: Packing,
+    /// References, snapshots and copies for which a CUDA device has no room go to pinned host memory.
+    pub reference_spill: bool,
     /// Buckets of the sketch of a head.
     pub sketch_head: u32,
     /// Buckets of the sketch of a matrix that is not split into heads.
@@ -73,6 +78,8 @@ impl Default for Options {
             world_size: 1,
             budget_bytes: None,
             reference_budget: 0.02,
+            reference_format: Packing::F32,
+            reference_spill: false,
             sketch_head: 1024,
             sketch_matrix: 16384,
             window: 64,
@@ -104,6 +111,8 @@ pub struct Layer {
     pub world_size: Option<u32>,
     pub budget_bytes: Option<u64>,
     pub reference_budget: Option<f64>,
+    pub reference_format: Option<Packing>,
+    pub reference_spill: Option<bool>,
     pub sketch_head: Option<u32>,
     pub sketch_matrix: Option<u32>,
     pub window: Option<u32>,
@@ -156,7 +165,7 @@ impl Options {
             ($($field:ident),*) => { $(if let Some(value) = layer.$field { self.$field = value; })* };
         }
         take!(run, ring_slots, every, start_step, end_step, threads, rank, world_size, reference_budget);
-        take!(sketch_head, sketch_matrix, window, snapshot_at_task_end);
+        take!(reference_format, reference_spill, sketch_head, sketch_matrix, window, snapshot_at_task_end);
         take!(probe_tokens, probe_tokens_per_sequence, attention_rows, subspace_dimensions, probe_budget);
         if let Some(severity) = layer.severity {
             let predicate = &mut self.severity;
@@ -266,6 +275,7 @@ fn from_environment(environment: Environment) -> Result<Layer> {
         match std::any::type_name::<T>() {
             "f64" => "number",
             "bool" => "truth value (true or false)",
+            name if name.ends_with("Packing") => "format (f32, bf16 or e4m3)",
             _ => "whole number in range",
         }
     }
@@ -283,6 +293,8 @@ fn from_environment(environment: Environment) -> Result<Layer> {
         world_size: parse(environment, "FGS_WORLD_SIZE")?,
         budget_bytes: parse(environment, "FGS_BUDGET_BYTES")?,
         reference_budget: parse(environment, "FGS_REFERENCE_BUDGET")?,
+        reference_format: parse(environment, "FGS_REFERENCE_FORMAT")?,
+        reference_spill: parse(environment, "FGS_REFERENCE_SPILL")?,
         sketch_head: parse(environment, "FGS_SKETCH_HEAD")?,
         sketch_matrix: parse(environment, "FGS_SKETCH_MATRIX")?,
         window: parse(environment, "FGS_WINDOW")?,

@@ -12,7 +12,7 @@ use super::storage::{Budget, Exact, elements};
 use super::task::ExactReference;
 use super::{Front, Result, error::invalid};
 use crate::device::{
-    AccumulateFound, AccumulateJob, Copy, Device, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span,
+    AccumulateFound, AccumulateJob, Copy, Device, Keeping, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span,
 };
 
 /// A batch of a reference that is being fed tensor by tensor.
@@ -94,6 +94,7 @@ impl Front {
     pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
         check_scale(scale)?;
         self.count_replays();
+        self.changed();
         self.expect_idle("fgs_reference_add")?;
         if self.schedules.iter().all(|schedule| schedule.every == 0) {
             // Nothing is ever sampled, so there is nothing to compare with either.
@@ -140,6 +141,7 @@ impl Front {
     ) -> Result<()> {
         check_scale(scale)?;
         self.count_replays();
+        self.changed();
         self.expect_idle("fgs_reference_feed")?;
         let binding = self.catalog.transient(tensor, data, shard)?;
         let mut batch = self.batch(task)?;
@@ -163,6 +165,7 @@ impl Front {
     /// exact sums are given up; the sketches do not have it yet.
     pub(super) fn give_up_batch(&mut self) {
         let Some(batch) = self.pending.take() else { return };
+        self.changed();
         let reference = reference(&mut self.tasks.list[usize::from(batch.task)], &batch);
         self.budget.release(reference.sums.drain(..).flatten());
         self.fault(Fault::Dropped);
@@ -201,8 +204,12 @@ impl Front {
         if let Some(old) = state.snapshot.take() {
             budget.release(old.into_iter().flatten());
         }
-        let mut kept: Vec<Option<Exact>> =
-            reads.iter().map(|read| read.as_ref().and_then(|read| budget.allocate(&queue.device, read))).collect();
+        let mut kept: Vec<Option<Exact>> = reads
+            .iter()
+            .map(|read| {
+                read.as_ref().and_then(|read| budget.allocate(&queue.device, read, Keeping::Copy(read.memory.dtype)))
+            })
+            .collect();
         let sketched = reads.iter().zip(&kept).map(|(read, kept)| match (read, kept) {
             (Some(read), None) => elements(read.segments),
             _ => 0,
@@ -224,7 +231,7 @@ impl Front {
         let found = queue.device.parameters(queue.stream, jobs);
         for (slice, exact) in kept.iter_mut().enumerate() {
             let Some(exact) = exact else { continue };
-            queue.device.settle(&mut exact.values);
+            budget.settle(queue, exact);
             exact.mantissa_bits = catalog.mantissa_bits(slice);
         }
         state.snapshot = Some(kept);
@@ -265,7 +272,7 @@ fn accumulate(
         let span = Span::of(read.segments);
         let is_first_part = !std::mem::replace(begun, true);
         if is_first_batch && is_first_part {
-            *sum = budget.allocate(&queue.device, &read);
+            *sum = budget.allocate(&queue.device, &read, Keeping::Sum);
         } else if is_first_batch && let Some(old) = sum.take() {
             // Another part of a slice that is fed shard by shard.
             *sum = budget.extend(queue, old, &read);

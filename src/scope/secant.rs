@@ -28,7 +28,7 @@ impl Front {
         let is_anchored = state.frozen.as_ref().is_some_and(|frozen| state.is_anchor(frozen.epoch));
         let is_due = origin == Origin::Refreshed && is_milestone(batches) && is_anchored && state.snapshot.is_some();
         is_due.then(|| {
-            state.settle(&self.queue.device);
+            state.settle(&self.queue, &mut self.budget);
             SecantDraft::new(&self.catalog, &self.queue, state)
         })
     }

@@ -4,18 +4,19 @@
 //! gradients, parameters before the update, parameters after it. All reading is over when the call returns.
 
 use super::catalog::{Catalog, Data};
-use super::draft::Landing;
+use super::draft::{Again, Landing, Nth};
 use super::gradients::GradientsDraft;
 use super::message::{Message, ReferenceStep, StepSums};
 use super::movement::{Before, MovementDraft};
 use super::queue::Queue;
 use super::schema::{Fault, flag};
 use super::shard::Shard;
+use super::steady::Steady;
 use super::storage::Budget;
 use super::task::Tasks;
 use super::updates::UpdatesDraft;
 use super::{Error, Front, Result, error::invalid};
-use crate::device::{Lost, Replays, SliceRead};
+use crate::device::{Lost, Replays, SliceRead, Stream};
 use crate::ring::monotonic_ns;
 use std::sync::Arc;
 
@@ -45,11 +46,11 @@ pub struct StepState {
 #[derive(Debug)]
 pub struct StepDraft {
     /// What is known without results.
-    sums: StepSums,
-    movement: Option<MovementDraft>,
+    pub sums: StepSums,
+    pub movement: Option<MovementDraft>,
     /// One per tensor that was fed, and one for what was bound.
-    gradients: Vec<GradientsDraft>,
-    updates: Option<UpdatesDraft>,
+    pub gradients: Vec<GradientsDraft>,
+    pub updates: Option<UpdatesDraft>,
 }
 
 impl StepDraft {
@@ -61,11 +62,16 @@ impl StepDraft {
     /// captured.
     pub fn nth(&self, n: u64, replay: u64) -> Option<Self> {
         let step = self.sums.step.wrapping_add(replay.wrapping_sub(1));
+        let nth = Nth(n);
+        let mut movement = self.movement.as_ref().map_or(Some(None), |movement| movement.with(&nth).map(Some))?;
+        if n == 0 {
+            movement.iter_mut().for_each(MovementDraft::forget_unknown);
+        }
         Some(Self {
             sums: StepSums { step, time_ns: monotonic_ns(), ..self.sums.clone() },
-            movement: self.movement.as_ref().map_or(Some(None), |movement| movement.nth(n).map(Some))?,
-            gradients: self.gradients.iter().map(|gradients| gradients.nth(n)).collect::<Option<_>>()?,
-            updates: self.updates.as_ref().map_or(Some(None), |updates| updates.nth(n).map(Some))?,
+            movement,
+            gradients: self.gradients.iter().map(|gradients| gradients.with(&nth)).collect::<Option<_>>()?,
+            updates: self.updates.as_ref().map_or(Some(None), |updates| updates.with(&nth).map(Some))?,
         })
     }
 
@@ -90,14 +96,16 @@ impl StepDraft {
 /// A sampled step under way.
 #[derive(Debug)]
 pub(super) struct Measured {
-    draft: StepDraft,
+    pub draft: StepDraft,
     /// Which tensors are due in this step.
-    due: Vec<bool>,
+    pub due: Arc<[bool]>,
     /// Tensors that were fed and need not be read again.
     fed: Vec<bool>,
     /// Slices whose parameters were read before the update.
     taken: Vec<bool>,
     spent_ns: u64,
+    /// It is made of the same passes as the one before.
+    steady: bool,
     /// The step goes into a graph.
     pub replays: Option<Arc<Replays>>,
 }
@@ -131,15 +139,18 @@ impl Front {
             self.fault(Fault::Overrun);
             return Ok(());
         }
-        let due: Vec<bool> = self.catalog.tensors.iter().map(|t| t.counts() && t.schedule.is_due(step)).collect();
-        let sums = StepSums {
-            step,
-            time_ns: monotonic_ns(),
-            flags: if rerun { flag::RERUN } else { 0 },
-            references: self.earlier_tasks(),
-            ..StepSums::default()
-        };
-        self.step.measured = Some(Box::new(Measured::new(sums, due)));
+        let flags = if rerun { flag::RERUN } else { 0 };
+        let sums = StepSums { step, time_ns: monotonic_ns(), flags, ..StepSums::default() };
+        self.step.measured = Some(Box::new(match self.steady(step) {
+            Some(steady) => {
+                let sums = StepSums { references: steady.references.clone(), ..sums };
+                Measured { steady: true, ..Measured::new(sums, steady.due.clone()) }
+            }
+            None => {
+                let due = self.catalog.tensors.iter().map(|t| t.counts() && t.schedule.is_due(step)).collect();
+                Measured::new(StepSums { references: self.earlier_tasks(), ..sums }, due)
+            }
+        }));
         Ok(())
     }
 
@@ -174,8 +185,8 @@ impl Front {
 
     /// What is measured against each earlier task in this step.
     pub(super) fn earlier_tasks(&mut self) -> Vec<ReferenceStep> {
-        let device = &self.queue.device;
-        self.tasks.list.iter_mut().for_each(|task| task.settle(device));
+        let Self { tasks, queue, budget, .. } = &mut *self;
+        tasks.list.iter_mut().for_each(|task| task.settle(queue, budget));
         let earlier = self.tasks.earlier().map(|(id, task)| ReferenceStep {
             task: id,
             origin: task.origin(),
@@ -218,16 +229,18 @@ impl Front {
         self.enter_capture();
         self.step.measured.as_ref().map_or(Ok(()), |measured| measured.expect_scale(scale))?;
         self.step.phase = Phase::Ready;
-        let Self { catalog, tasks, queue, copies, budget, step, .. } = self;
+        let Self { catalog, tasks, queue, copies, budget, step, steady, .. } = self;
         let Some(measured) = &mut step.measured else { return Ok(()) };
         let started = monotonic_ns();
         measured.draft.sums.scale = scale;
         if unreduced {
             measured.draft.sums.flags |= flag::UNREDUCED;
         }
-        measured.before(catalog, tasks, queue, copies, budget);
-        let reads = catalog.reads(true, |id, _| is_set(&measured.due, id) && !is_set(&measured.fed, id));
-        measured.gradients(catalog, tasks, queue, reads);
+        if !measured.begin_again(steady.as_ref(), queue.stream) {
+            measured.before(catalog, tasks, queue, copies, budget);
+            let reads = catalog.reads(true, |id, _| is_set(&measured.due, id) && !is_set(&measured.fed, id));
+            measured.gradients(catalog, tasks, queue, reads);
+        }
         measured.spent_ns += monotonic_ns() - started;
         Ok(())
     }
@@ -238,24 +251,35 @@ impl Front {
             return Err(Error::WrongPhase("fgs_step_end: no step has begun; call fgs_step_begin first".into()));
         }
         self.step.phase = Phase::Idle;
-        self.updates += u64::from(applied);
+        // A step that is captured runs at replays, which are counted where they are.
+        let is_captured = self.step.measured.as_ref().is_some_and(|measured| measured.replays.is_some());
+        self.updates += u64::from(applied && !is_captured);
         let Some(mut measured) = self.step.measured.take() else { return Ok(()) };
         if measured.draft.movement.is_none() {
             // Neither gradients_ready nor fed: nothing was measured in this step.
             return Ok(());
         }
         let started = monotonic_ns();
-        if applied {
-            measured.after(&self.catalog, &self.tasks, &self.queue, &mut self.copies);
-        } else {
+        if !applied {
             measured.draft.sums.flags |= flag::SKIPPED;
+        } else if !measured.end_again(self.steady.as_ref(), self.queue.stream) {
+            measured.after(&self.catalog, &self.tasks, &self.queue, &mut self.copies);
         }
         measured.draft.sums.applied = applied;
-        let measured_tensors = measured.tensors(&self.catalog);
-        if measured_tensors < self.catalog.tensors.iter().filter(|tensor| tensor.counts()).count() as u32 {
-            measured.draft.sums.flags |= flag::PARTIAL;
+        let known = self.steady.as_ref().filter(|_| measured.steady && applied);
+        let (tensors, is_partial) = match known {
+            Some(steady) => (steady.tensors, steady.is_partial),
+            None => {
+                let tensors = measured.tensors(&self.catalog);
+                let all = self.catalog.tensors.iter().filter(|tensor| tensor.counts()).count();
+                (tensors, tensors < all as u32)
+            }
+        };
+        measured.draft.sums.flags |= if is_partial { flag::PARTIAL } else { 0 };
+        measured.draft.sums.tensors = tensors;
+        if known.is_none() && applied {
+            self.steady = self.new_steady(&measured, is_partial);
         }
-        measured.draft.sums.tensors = measured_tensors;
         measured.draft.sums.cost = (measured.spent_ns + monotonic_ns() - started) as f64 * 1e-9;
         match measured.replays {
             Some(replays) => self.send_captured(measured.draft, replays),
@@ -277,10 +301,10 @@ impl Front {
 
 impl Measured {
     /// `due`: which tensors are.
-    pub fn new(sums: StepSums, due: Vec<bool>) -> Self {
+    pub fn new(sums: StepSums, due: Arc<[bool]>) -> Self {
         let draft = StepDraft { sums, movement: None, gradients: Vec::new(), updates: None };
         let (fed, taken) = (vec![false; due.len()], Vec::new());
-        Self { draft, due, fed, taken, spent_ns: 0, replays: None }
+        Self { draft, due, fed, taken, spent_ns: 0, steady: false, replays: None }
     }
 
     /// A step has one scale: that of the first tensor that was fed.
@@ -299,6 +323,24 @@ impl Measured {
             seen[catalog.slices[slice].tensor as usize] = true;
         }
         seen.into_iter().filter(|seen| *seen).count() as u32
+    }
+
+    /// The passes before the update as they were made the last time. `false`: they have to be made anew.
+    fn begin_again(&mut self, steady: Option<&Steady>, stream: Stream) -> bool {
+        self.steady &= self.replays.is_none() && self.draft.movement.is_none();
+        let Some(steady) = steady.filter(|_| self.steady) else { return false };
+        let again = Again(stream);
+        let Some(movement) = steady.movement.with(&again) else { return false };
+        self.draft.movement = Some(movement);
+        self.draft.gradients = steady.gradients.with(&again).into_iter().collect();
+        true
+    }
+
+    /// Likewise that after it.
+    fn end_again(&mut self, steady: Option<&Steady>, stream: Stream) -> bool {
+        let steady = steady.filter(|_| self.steady);
+        self.draft.updates = steady.and_then(|steady| steady.updates.with(&Again(stream)));
+        self.draft.updates.is_some()
     }
 
     /// The pass over gradients.

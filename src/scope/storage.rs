@@ -1,7 +1,7 @@
 //! What is kept exactly, within a budget; beyond it only sketches are kept.
 
 use super::queue::Queue;
-use crate::device::{Device, Kept, Place, Segment, SliceRead, Span, Values};
+use crate::device::{Device, Home, Keeping, Kept, Place, Segment, SliceRead, Span, Values};
 use std::collections::BTreeMap;
 
 /// Bytes that may be spent on exact references, snapshots and copies: so many in each place that tensors lie in.
@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 pub struct Budget {
     limit: Limit,
     accounts: BTreeMap<Place, Account>,
+    /// What a CUDA device has no room for may be kept in pinned host memory.
+    spills: bool,
 }
 
 /// How much may be spent in one place.
@@ -40,7 +42,12 @@ impl Account {
 
 impl Budget {
     pub fn new(limit: Limit) -> Self {
-        Self { limit, accounts: BTreeMap::new() }
+        Self { limit, accounts: BTreeMap::new(), spills: false }
+    }
+
+    /// The same; what does not fit into a CUDA device's memory goes to pinned host memory.
+    pub fn with_spills(self, spills: bool) -> Self {
+        Self { spills, ..self }
     }
 
     /// The device is asked for its memory when a place first occurs.
@@ -57,8 +64,8 @@ impl Budget {
 
     /// Storage for the elements of a slice that are read, all zero, where they can be compared with it, if the budget and
     /// the device allow it.
-    pub fn allocate(&mut self, device: &dyn Device, read: &SliceRead) -> Option<Exact> {
-        self.allocate_span(device, read.memory.place, Span::of(read.segments), elements(read.segments))
+    pub fn allocate(&mut self, device: &dyn Device, read: &SliceRead, keeping: Keeping) -> Option<Exact> {
+        self.allocate_span(device, read.memory.place, Span::of(read.segments), elements(read.segments), keeping)
     }
 
     /// Sets bytes of host memory aside. On failure nothing is taken, and the bytes that are missing are returned.
@@ -77,14 +84,35 @@ impl Budget {
         }
     }
 
-    fn allocate_span(&mut self, device: &dyn Device, place: Place, span: Span, elements: u64) -> Option<Exact> {
-        let bytes = 4 * span.len() as u64;
-        self.account(device, place).take(bytes).ok()?;
-        let values = device.values(place, span.len());
-        if values.is_none() {
-            self.give_back_to(place, bytes);
+    fn allocate_span(
+        &mut self,
+        device: &dyn Device,
+        place: Place,
+        span: Span,
+        elements: u64,
+        keeping: Keeping,
+    ) -> Option<Exact> {
+        let bytes = device.value_bytes(place, span.len(), keeping);
+        let homes = [(Home::Near, place), (Home::Pinned, Place::Host)];
+        let homes = &homes[..if self.spills && place != Place::Host { 2 } else { 1 }];
+        homes.iter().find_map(|&(home, charged)| {
+            self.account(device, charged).take(bytes).ok()?;
+            let values = device.values(place, span.len(), keeping, home);
+            if values.is_none() {
+                self.give_back_to(charged, bytes);
+            }
+            values.map(|values| Exact { span, elements, mantissa_bits: 23, values, charged, bytes })
+        })
+    }
+
+    /// Says that values stay as they are for now, and charges what they take then.
+    pub fn settle(&mut self, queue: &Queue, exact: &mut Exact) {
+        queue.device.settle(queue.stream, &mut exact.values);
+        let bytes = exact.values.bytes();
+        if let Some(account) = self.accounts.get_mut(&exact.charged) {
+            account.used = account.used - exact.bytes + bytes;
+            exact.bytes = bytes;
         }
-        values.map(|values| Exact { span, elements, mantissa_bits: 23, values })
     }
 
     /// Storage that reaches over what is read as well, with the same values, if the budget allows it; else the old is
@@ -94,7 +122,9 @@ impl Budget {
         let span = Span { start: old.span.start.min(part.start), end: old.span.end.max(part.end) };
         let elements = old.elements + elements(read.segments);
         let is_there = old.values.place() == read.memory.place;
-        let mut new = is_there.then(|| self.allocate_span(&queue.device, read.memory.place, span, elements)).flatten();
+        let mut new = is_there
+            .then(|| self.allocate_span(&queue.device, read.memory.place, span, elements, Keeping::Sum))
+            .flatten();
         if let Some(new) = &mut new {
             let start = (old.span.start - span.start) as usize;
             queue.device.copy_values(queue.stream, &old.values, &mut new.values, start);
@@ -106,7 +136,7 @@ impl Budget {
     /// Returns the bytes of storage that is no longer needed.
     pub fn release(&mut self, exact: impl IntoIterator<Item = Exact>) {
         for exact in exact {
-            self.give_back_to(exact.values.place(), 4 * exact.span.len() as u64);
+            self.give_back_to(exact.charged, exact.bytes);
         }
     }
 }
@@ -125,6 +155,9 @@ pub struct Exact {
     /// Explicit mantissa bits of what was copied.
     pub mantissa_bits: i32,
     pub values: Values,
+    /// Whose budget they are on, and with how many bytes.
+    charged: Place,
+    bytes: u64,
 }
 
 impl Exact {
@@ -132,9 +165,10 @@ impl Exact {
     /// apart by their span and their number of elements.
     pub fn covers(&self, read: &SliceRead) -> bool {
         let (span, count) = (Span::of(read.segments), elements(read.segments));
-        let is_dense = self.elements == self.span.len() as u64;
+        // Neither of the two has holes, so a part of the one is all of the other.
+        let are_dense = self.elements == self.span.len() as u64 && count == span.len() as u64;
         let is_there = self.values.place() == read.memory.place;
-        is_there && ((span, count) == (self.span, self.elements) || is_dense && self.span.contains(span))
+        is_there && ((span, count) == (self.span, self.elements) || are_dense && self.span.contains(span))
     }
 
     /// It holds all of a slice of so many elements.
@@ -174,12 +208,12 @@ mod tests {
     fn the_budget_is_kept() {
         let device = &queue().device;
         let mut budget = Budget::new(Limit::Bytes(100));
-        let first = budget.allocate(device, &read(&run(5, 25))).unwrap();
-        assert!(budget.allocate(device, &read(&run(0, 6))).is_none());
-        assert!(budget.allocate(device, &read(&run(0, 5))).is_some());
+        let first = budget.allocate(device, &read(&run(5, 25)), Keeping::Sum).unwrap();
+        assert!(budget.allocate(device, &read(&run(0, 6)), Keeping::Sum).is_none());
+        assert!(budget.allocate(device, &read(&run(0, 5)), Keeping::Sum).is_some());
         budget.release([first]);
-        assert!(budget.allocate(device, &read(&run(0, 20))).is_some());
-        assert!(budget.allocate(device, &read(&run(0, 1))).is_none());
+        assert!(budget.allocate(device, &read(&run(0, 20)), Keeping::Sum).is_some());
+        assert!(budget.allocate(device, &read(&run(0, 1)), Keeping::Sum).is_none());
     }
 
     #[test]
@@ -190,7 +224,7 @@ mod tests {
         assert_eq!(budget.reserve(device, 50), Err(10));
         budget.give_back(20);
         assert_eq!(budget.reserve(device, 60), Ok(()));
-        assert!(budget.allocate(device, &read(&run(0, 1))).is_none());
+        assert!(budget.allocate(device, &read(&run(0, 1)), Keeping::Sum).is_none());
     }
 
     #[test]
@@ -206,7 +240,7 @@ mod tests {
         let memory = unsafe { Memory::on_device(std::ptr::null(), DType::F32, 3) };
         let elsewhere = SliceRead { memory, ..read(&segments) };
         // There is room, but no device that could keep anything there: nothing is taken.
-        assert!(budget.allocate(device, &elsewhere).is_none());
+        assert!(budget.allocate(device, &elsewhere, Keeping::Sum).is_none(), Keeping::Sum);
         assert_eq!(budget.account(device, memory.place).take(100), Ok(()));
     }
 
@@ -214,7 +248,7 @@ mod tests {
     fn values_of_another_place_are_of_no_use() {
         let mut budget = Budget::new(Limit::Bytes(1000));
         let segments = run(0, 10);
-        let here = budget.allocate(&queue().device, &read(&segments)).unwrap();
+        let here = budget.allocate(&queue().device, &read(&segments), Keeping::Sum).unwrap();
         // SAFETY: nothing is read.
         let memory = unsafe { Memory::on_device(std::ptr::null(), DType::F32, 0) };
         assert!(here.covers(&read(&segments)) && !here.covers(&SliceRead { memory, ..read(&segments) }));
@@ -227,10 +261,10 @@ mod tests {
         // Columns 0..2 of rows of 4: half of the span is holes.
         let columns = [Segment { index: 0, index_step: 4, rows: 5, length: 2, offset: 0, row_step: 4, column_step: 1 }];
         let covers = |exact: &Exact, segments: &[Segment]| exact.covers(&read(segments));
-        let shard = budget.allocate(device, &read(&columns)).unwrap();
+        let shard = budget.allocate(device, &read(&columns), Keeping::Sum).unwrap();
         assert!(covers(&shard, &columns));
         assert!(!covers(&shard, &run(0, 18)) && !covers(&shard, &run(4, 8)));
-        let whole = budget.allocate(device, &read(&run(0, 20))).unwrap();
+        let whole = budget.allocate(device, &read(&run(0, 20)), Keeping::Sum).unwrap();
         assert!(covers(&whole, &columns) && covers(&whole, &run(3, 7)) && !covers(&whole, &run(10, 21)));
     }
 
@@ -238,7 +272,7 @@ mod tests {
     fn parts_grow_together() {
         let queue = queue();
         let mut budget = Budget::new(Limit::Bytes(1000));
-        let mut first = budget.allocate(&queue.device, &read(&run(10, 20))).unwrap();
+        let mut first = budget.allocate(&queue.device, &read(&run(10, 20)), Keeping::Sum).unwrap();
         first.values.host_mut().unwrap().values.fill(1.0);
         let both = budget.extend(&queue, first, &read(&run(0, 10))).unwrap();
         assert!(both.covers(&read(&run(0, 20))));

@@ -2,8 +2,9 @@
 
 use super::message::{Origin, ReferenceStep, TaskId};
 use super::probe::Base;
+use super::queue::Queue;
 use super::storage::{Budget, Exact};
-use crate::device::{Device, SliceRead};
+use crate::device::SliceRead;
 
 /// An exact reference: per slice the sum of batch gradients, where the budget allowed to keep it.
 #[derive(Debug, Default)]
@@ -27,10 +28,10 @@ impl ExactReference {
         self.settled = false;
     }
 
-    /// Tells the device that sums stay as they are for now.
-    fn settle(&mut self, device: &dyn Device) {
+    /// Sums stay as they are for now.
+    fn settle(&mut self, queue: &Queue, budget: &mut Budget) {
         if !std::mem::replace(&mut self.settled, true) {
-            self.sums.iter_mut().flatten().for_each(|sum| device.settle(&mut sum.values));
+            self.sums.iter_mut().flatten().for_each(|sum| budget.settle(queue, sum));
         }
     }
 }
@@ -99,8 +100,8 @@ impl Task {
     }
 
     /// Before its references are compared with.
-    pub fn settle(&mut self, device: &dyn Device) {
-        self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.settle(device));
+    pub fn settle(&mut self, queue: &Queue, budget: &mut Budget) {
+        self.frozen.iter_mut().chain(&mut self.refreshed).for_each(|reference| reference.settle(queue, budget));
     }
 
     /// Its weights, as far as they are known, were left behind before `epoch` updates.

@@ -1,18 +1,19 @@
 //! The pass over parameters after the update of a sampled step: the update itself, and the drift from every snapshot.
 
 use super::catalog::Catalog;
-use super::draft::Landing;
+use super::draft::{Landing, Repeat};
 use super::message::{DriftStep, ReferenceStep, StepSums, UpdateStep};
 use super::movement::Before;
 use super::queue::Queue;
 use super::storage::Exact;
 use super::task::{Task, Tasks};
 use crate::device::{Copy, Device, Lost, ParameterFound, ParameterJob, Pending, SliceRead, Span, TaskJob};
+use std::sync::Arc;
 
 /// A pass over parameters that was asked for.
 #[derive(Debug)]
 pub struct UpdatesDraft {
-    measured: Vec<Measured>,
+    measured: Arc<[Measured]>,
     /// One per slice that is measured.
     found: Pending<Vec<ParameterFound>>,
     /// The sketch of the parameters themselves is wanted of some slice.
@@ -85,7 +86,7 @@ impl UpdatesDraft {
             jobs.push(ParameterJob { read, copy, update_sketch, sketch: needs_sketch[slice], tasks });
         }
         Self {
-            measured,
+            measured: measured.into(),
             sketched: needs_sketch.contains(&true),
             drifts: earlier.iter().map(|task| task.snapshot.is_some()).collect(),
             found: queue.device.parameters(queue.stream, jobs),
@@ -97,10 +98,10 @@ impl UpdatesDraft {
         self.measured.iter().map(|measured| measured.slice)
     }
 
-    /// The same of the n-th replay of a captured step; `None` if it was not captured.
-    pub fn nth(&self, n: u64) -> Option<Self> {
-        let Self { measured, found, sketched, drifts } = self;
-        Some(Self { measured: measured.clone(), found: found.nth(n)?, sketched: *sketched, drifts: drifts.clone() })
+    /// The same with other results; `None` if there are none.
+    pub fn with(&self, found: &impl Repeat) -> Option<Self> {
+        let found = found.of(&self.found)?;
+        Some(Self { measured: self.measured.clone(), found, sketched: self.sketched, drifts: self.drifts.clone() })
     }
 
     /// Adds what was found to the sums of the step, whose movement has landed.
@@ -111,7 +112,8 @@ impl UpdatesDraft {
         for (reference, wanted) in sums.references.iter_mut().zip(self.drifts) {
             reference.drift_sketch = landing.sketch(wanted);
         }
-        for (Measured { slice, taken, exact, mantissa_bits, tasks }, found) in self.measured.into_iter().zip(found) {
+        for (measured, found) in self.measured.iter().zip(found) {
+            let &Measured { slice, taken, exact, mantissa_bits, ref tasks } = measured;
             landing.add(&mut sums.weights_after, slice, &found.sketch);
             landing.add(&mut sums.update_sketch, slice, &found.update_sketch);
             // Sketches before and after are compared only where there is no copy.

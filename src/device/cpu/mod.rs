@@ -17,8 +17,8 @@ mod rows;
 mod vector;
 
 use crate::device::{
-    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GradientFound, GradientJob, ParameterFound,
-    ParameterJob, Pending, Place, RowsJob, Stream, Values,
+    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GradientFound, GradientJob, Home, Keeping,
+    ParameterFound, ParameterJob, Pending, Place, RowsJob, Stream, Values,
 };
 use crate::sketch::{CHUNK, Layout};
 use block::{Block, Staging};
@@ -89,7 +89,7 @@ impl Cpu {
 }
 
 impl Device for Cpu {
-    fn values(&self, place: Place, len: usize) -> Option<Values> {
+    fn values(&self, place: Place, len: usize, _: Keeping, _: Home) -> Option<Values> {
         (place == Place::Host).then(|| Values::zeros(len))
     }
 
@@ -99,7 +99,7 @@ impl Device for Cpu {
         }
     }
 
-    fn settle(&self, values: &mut Values) {
+    fn settle(&self, _: Stream, values: &mut Values) {
         if let Some(host) = values.host_mut() {
             (host.squares, host.peak) = self.norm(&host.values);
         }

@@ -220,7 +220,7 @@ impl Captured {
             done: done.address(),
             control,
         };
-        let launch = Launch { landing, sums: sums.address(), partials: partials.address() };
+        let launch = Launch { landing, sums: sums.address(), partials: partials.address(), scale: 1.0 };
         // SAFETY: tables, scratch memory, slots and control are kept until the scope closes; the trainer's memory is
         // readable whenever the graph runs, as it is for the trainer's own nodes.
         unsafe { cached.launch(kernels, stream.0.cast(), &launch)? };

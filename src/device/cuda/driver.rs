@@ -32,6 +32,17 @@ impl CudaError {
             || matches!(self, Self::Failed(_))
     }
 
+    /// The same of loading a kernel, where two codes say what is wrong with the machine.
+    pub fn of_loading(self) -> Self {
+        match self {
+            Self::Call { code: 222, .. } => Self::Old("PTX 7.4"),
+            Self::Call { code: 209 | 218, .. } => {
+                Self::Pointer("the device is too old: kernels need compute capability 8.0 or higher".into())
+            }
+            other => other,
+        }
+    }
+
     /// There was no room.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Call { code: 2, .. })
@@ -41,7 +52,7 @@ impl CudaError {
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// Every function that the library calls.
-const FUNCTIONS: [&str; 39] = [
+const FUNCTIONS: [&str; 38] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -67,7 +78,6 @@ const FUNCTIONS: [&str; 39] = [
     "cuMemHostGetDevicePointer_v2",
     "cuMemsetD8Async",
     "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuLaunchKernel",
     "cuCtxSynchronize",
@@ -199,7 +209,7 @@ pub fn check_pointer(address: usize, bytes: usize, ordinal: u32) -> Result<()> {
     if kind != HOST && owner != ordinal as i32 {
         return refuse(format!("{address:#x} is memory of CUDA device {owner}, not of device {ordinal}"));
     }
-    let (start, size) = (start as usize, size as usize);
+    let start = start as usize;
     if size > 0 && (address < start || address + bytes > start + size) {
         let beyond = (address + bytes).saturating_sub(start + size);
         return refuse(format!(

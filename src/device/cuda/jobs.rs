@@ -85,7 +85,6 @@ pub fn accumulate(tables: &mut Tables, jobs: Vec<AccumulateJob>) -> Decode<Vec<A
         let measured = Measured {
             flags: flag::SCALE | if sum.is_some() { flag::ADD } else { 0 },
             other: sum.unwrap_or_default(),
-            scale: job.scale,
             with_sketch: true,
             ..Measured::of(job.read)
         };

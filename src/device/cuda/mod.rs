@@ -15,6 +15,7 @@ mod jobs;
 mod memory;
 mod module;
 mod moves;
+mod pack;
 mod pass;
 mod plan;
 mod probe;
@@ -27,17 +28,17 @@ pub use driver::{CudaError, check_pointer, load as load_driver};
 pub use values::CudaValues;
 
 use super::{
-    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Lost,
-    ParameterFound, ParameterJob, Pending, Place, RowsJob, ScatterJob, Stream, TaskJob, Values,
+    AccumulateFound, AccumulateJob, AttentionFound, AttentionJob, Device, GatherJob, GradientFound, GradientJob, Home,
+    Keeping, Lost, Packing, ParameterFound, ParameterJob, Pending, Place, RowsJob, ScatterJob, Stream, TaskJob, Values,
 };
 use driver::{Current, Result};
 use jobs::Decode;
 use memory::{Context, Kind};
 use module::Kernels;
 use parking_lot::Mutex;
-use pass::{State, is_capturing};
+use pass::{Cached, State, is_capturing};
 use plan::Tables;
-use results::{Health, Results};
+use results::{Health, Landing, Results};
 use std::sync::Arc;
 use values::Used;
 
@@ -46,20 +47,21 @@ pub struct Cuda {
     context: Arc<Context>,
     kernels: Kernels,
     memory_bytes: u64,
+    packing: Packing,
     health: Arc<Health>,
     state: Mutex<State>,
 }
 
 impl Cuda {
     /// Gets the device with this ordinal ready. Takes up to a second the first time.
-    pub fn open(ordinal: u32) -> Result<Self> {
+    pub fn open(ordinal: u32, packing: Packing) -> Result<Arc<Self>> {
         let context = Context::of(ordinal)?;
         let _current = context.enter()?;
         let _relaxed = driver::Relaxed::enter()?;
         let kernels = Kernels::load(&context)?;
         let memory_bytes = driver::memory_bytes(context.device)?;
         let state = Mutex::new(State::new(&context)?);
-        Ok(Self { context, kernels, memory_bytes, health: Arc::default(), state })
+        Ok(Arc::new(Self { context, kernels, memory_bytes, packing, health: Arc::default(), state }))
     }
 
     /// Why nothing is measured on the device any more.
@@ -91,8 +93,15 @@ impl Cuda {
     }
 
     /// Enqueues a pass: now, or into the graph that the stream is being captured into.
-    fn pass<T: Send + 'static>(&self, stream: Stream, tables: Tables, decode: Decode<T>, used: Used) -> Pending<T> {
-        let Self { kernels, health, context, .. } = self;
+    fn pass<T: Send + 'static>(
+        self: &Arc<Self>,
+        stream: Stream,
+        tables: Tables,
+        decode: Decode<T>,
+        used: Used,
+        scale: f32,
+    ) -> Pending<T> {
+        let Self { kernels, health, context, .. } = &**self;
         let enqueued = self.guarded(|| {
             let mut state = self.state.lock();
             if is_capturing(stream.0.cast())? {
@@ -105,18 +114,34 @@ impl Cuda {
             if !used.fresh.is_empty() {
                 state.zero(stream, &used.fresh)?;
             }
-            let (cached, landing) = state.enqueue(kernels, health, stream, tables)?;
-            Ok(Pending::landing(move || {
-                let found = landing.look()?;
-                Some(found.map(|slot| decode(&Results { plan: &cached.plan, slot })))
-            }))
+            let cached = state.plan(kernels, stream, tables)?;
+            let landing = state.enqueue(kernels, health, stream, &cached, scale)?;
+            let (cuda, decode) = (self.clone(), Arc::new(decode));
+            let pending = landed(landing, cached.clone(), decode.clone());
+            Ok(pending.with_again(move |stream| cuda.pass_again(stream, &cached, &decode, scale)))
         });
         enqueued.unwrap_or_else(|error| self.lost(&error))
     }
 
-    /// The stream is being captured into a graph.
+    /// Enqueues a pass that was made before.
+    fn pass_again<T: Send + 'static>(
+        &self,
+        stream: Stream,
+        cached: &Arc<Cached>,
+        decode: &Arc<Decode<T>>,
+        scale: f32,
+    ) -> Pending<T> {
+        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, cached, scale));
+        match enqueued {
+            Ok(landing) => landed(landing, cached.clone(), decode.clone()),
+            Err(error) => self.lost(&error),
+        }
+    }
+
+    /// The stream is being captured into a graph. Asked at every step, so without a context of ours: a thread that has none
+    /// captures nothing.
     pub fn is_capturing(&self, stream: Stream) -> bool {
-        self.guarded(|| is_capturing(stream.0.cast())).unwrap_or(false)
+        !self.health.has_failed() && is_capturing(stream.0.cast()).unwrap_or(false)
     }
 
     /// From here to [`end_capture`](Cuda::end_capture), passes on `stream` go into a graph; of its replays every so many-th
@@ -137,6 +162,14 @@ impl Cuda {
     }
 }
 
+/// The results of a plan, once they are there.
+fn landed<T: Send + 'static>(landing: Landing, cached: Arc<Cached>, decode: Arc<Decode<T>>) -> Pending<T> {
+    Pending::landing(move || {
+        let found = landing.look()?;
+        Some(found.map(|slot| decode(&Results { plan: &cached.plan, slot })))
+    })
+}
+
 impl Drop for Cuda {
     fn drop(&mut self) {
         // Buffers must not go back to the driver under a kernel that is still to run.
@@ -147,10 +180,18 @@ impl Drop for Cuda {
     }
 }
 
-impl Device for Cuda {
-    fn values(&self, _: Place, len: usize) -> Option<Values> {
-        let buffer = self.guarded(|| self.context.allocate(Kind::Device, 4 * len)).ok()?;
-        Some(Values::from(CudaValues::new(buffer, len)))
+impl Device for Arc<Cuda> {
+    fn values(&self, _: Place, len: usize, keeping: Keeping, home: Home) -> Option<Values> {
+        let kind = if home == Home::Pinned { Kind::Pinned } else { Kind::Device };
+        let format = values::format_for(keeping);
+        let bytes = values::bytes_of(format, len);
+        let buffer = self.guarded(|| self.context.allocate(kind, bytes)).ok()?;
+        let is_sum = keeping == Keeping::Sum;
+        Some(Values::from(CudaValues::new(buffer, len, format, is_sum)))
+    }
+
+    fn value_bytes(&self, _: Place, len: usize, keeping: Keeping) -> u64 {
+        values::bytes_of(values::format_for(keeping), len) as u64
     }
 
     fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) {
@@ -159,20 +200,37 @@ impl Device for Cuda {
         let _ = self.guarded(|| self.state.lock().copy(stream, source, target, at));
     }
 
-    fn settle(&self, _: &mut Values) {}
+    fn settle(&self, stream: Stream, values: &mut Values) {
+        let Some(values) = values.cuda_mut() else { return };
+        // What cannot be packed stays as it is; a failure that matters stays too, and is seen by the pass that follows.
+        let _ = self.guarded(|| self.state.lock().pack(&self.kernels, stream, values, self.packing));
+    }
 
     fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
         let mut tables = Tables::default();
         let used = Used::of(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
         let decode = jobs::gradients(&mut tables, jobs);
-        self.pass(stream, tables, decode, used)
+        self.pass(stream, tables, decode, used, 1.0)
     }
 
-    fn accumulate(&self, stream: Stream, jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
-        let mut tables = Tables::default();
-        let used = Used::of(jobs.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
-        let decode = jobs::accumulate(&mut tables, jobs);
-        self.pass(stream, tables, decode, used)
+    fn accumulate(&self, stream: Stream, mut jobs: Vec<AccumulateJob>) -> Pending<Vec<AccumulateFound>> {
+        let mut sums = jobs.iter_mut().filter_map(|job| job.sum.as_mut()?.1.cuda_mut());
+        let mut unpack = |sum| self.state.lock().unpack(&self.kernels, stream, sum);
+        if let Err(error) = self.guarded(|| sums.try_for_each(&mut unpack)) {
+            return self.lost(&error);
+        }
+        // The scale of a batch changes from call to call, so it is no part of the tables: jobs of one scale are one pass.
+        let mut passes = Vec::new();
+        let mut jobs = jobs.into_iter().peekable();
+        while let Some(AccumulateJob { scale, .. }) = jobs.peek() {
+            let scale = *scale;
+            let of_scale: Vec<_> = std::iter::from_fn(|| jobs.next_if(|job| job.scale == scale)).collect();
+            let mut tables = Tables::default();
+            let used = Used::of(of_scale.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
+            let decode = jobs::accumulate(&mut tables, of_scale);
+            passes.push(self.pass(stream, tables, decode, used, scale));
+        }
+        Pending::all(passes).map(|found| found.into_iter().flatten().collect())
     }
 
     fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
@@ -183,7 +241,7 @@ impl Device for Cuda {
         });
         let used = Used::of(kept);
         let decode = jobs::parameters(&mut tables, jobs);
-        self.pass(stream, tables, decode, used)
+        self.pass(stream, tables, decode, used, 1.0)
     }
 
     fn rows(&self, stream: Stream, job: RowsJob) -> Pending<Vec<f32>> {
@@ -224,7 +282,7 @@ impl Cuda {
         if let Some(fresh) = values.take_fresh() {
             self.zero(stream, vec![fresh]);
         }
-        self.guarded(|| self.state.lock().read(stream, values, out)).is_ok()
+        self.guarded(|| self.state.lock().read(&self.kernels, stream, values, out)).is_ok()
     }
 
     /// Writes slices of the parameters; waits for them.

@@ -1,10 +1,13 @@
 //! The kernels on one device: PTX that the driver compiles for it, once per context.
 
+use super::CudaError;
 use super::driver::{self, Result, call};
 use super::memory::Context;
 use super::plan::{Room, Stage};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUstream};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
@@ -38,10 +41,14 @@ pub struct Kernels {
     pub attention: Kernel,
     pub gather: Kernel,
     pub scatter: Kernel,
+    pub pack: Kernel,
+    pub unpack: Kernel,
     /// Multiprocessors of the device.
     multiprocessors: u32,
     /// Rows of buckets that fit into a block's shared memory, narrow and wide.
     most_rows: [u32; 2],
+    /// Of each kernel, by rows of buckets: blocks that a multiprocessor runs at the same time. Asked for once.
+    at_once: [Mutex<BTreeMap<u32, u32>>; 2],
     modules: Vec<Module>,
     context: Arc<Context>,
 }
@@ -69,7 +76,8 @@ impl Kernels {
         let mut module = |ptx: &'static str| -> Result<CUmodule> {
             let mut module = std::ptr::null_mut();
             // SAFETY: PTX that ends with a zero; the context is current.
-            unsafe { call!(cuModuleLoadData(&mut module, ptx.as_ptr().cast()))? };
+            let loaded = unsafe { call!(cuModuleLoadData(&mut module, ptx.as_ptr().cast())) };
+            loaded.map_err(CudaError::of_loading)?;
             modules.push(Module(module));
             Ok(module)
         };
@@ -79,6 +87,7 @@ impl Kernels {
         let rows = module(ptx!("rows"))?;
         let attention = module(ptx!("attention"))?;
         let moves = module(ptx!("move"))?;
+        let pack = module(ptx!("pack"))?;
         let multiprocessors =
             driver::attribute(context.device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let mut kernels = Self {
@@ -90,8 +99,11 @@ impl Kernels {
             attention: kernel(attention, c"fgs_attention", MEASURE_THREADS)?,
             gather: kernel(moves, c"fgs_gather", MOVE_THREADS)?,
             scatter: kernel(moves, c"fgs_scatter", MOVE_THREADS)?,
+            pack: kernel(pack, c"fgs_pack", MOVE_THREADS)?,
+            unpack: kernel(pack, c"fgs_unpack", MOVE_THREADS)?,
             multiprocessors,
             most_rows: [0; 2],
+            at_once: Default::default(),
             modules,
             context: context.clone(),
         };
@@ -110,7 +122,15 @@ impl Kernels {
     pub fn room(&self, stage: Stage, rows: u32) -> Result<Room> {
         let most = self.most_rows[usize::from(stage.is_wide())];
         let shared_rows = rows.min(most);
-        let at_once = self.of(stage).blocks_at_once(shared_rows)?;
+        let mut known = self.at_once[usize::from(stage.is_wide())].lock();
+        let at_once = match known.get(&shared_rows) {
+            Some(&at_once) => at_once,
+            None => {
+                let at_once = self.of(stage).blocks_at_once(shared_rows)?;
+                known.insert(shared_rows, at_once);
+                at_once
+            }
+        };
         Ok(Room { blocks: (self.multiprocessors * at_once / stage.share() as u32).max(1), shared_rows })
     }
 

@@ -65,13 +65,13 @@ impl State {
     }
 
     /// Copies kept values to the host. The context must be current.
-    pub fn read(&mut self, stream: Stream, values: &CudaValues, out: &mut [f32]) -> Result<()> {
+    pub fn read(&mut self, kernels: &Kernels, stream: Stream, values: &CudaValues, out: &mut [f32]) -> Result<()> {
         let staging = self.staging()?;
         for (number, out) in out.chunks_mut(SHARE as usize).enumerate() {
             let handle = self.begin(stream)?;
-            let from = values.buffer.address() + 4 * number as u64 * SHARE;
+            let params = values.widened(staging.address(), number as u64 * SHARE, out.len() as u64);
             // SAFETY: the values are as many as `out`; the staging buffer holds a share.
-            unsafe { call!(cuMemcpyDtoHAsync_v2(staging.host().cast(), from, size_of_val(out), handle))? };
+            unsafe { kernels.unpack.launch(kernels.move_blocks(out.len() as u64), 0, handle, &params)? };
             self.end(stream)?;
             self.wait()?;
             // SAFETY: the device has written them, and nobody else has the buffer.

@@ -11,14 +11,16 @@ use super::table::{self, FinishParams, Item, MeasureParams, Run};
 use super::values::CudaValues;
 use crate::device::Stream;
 use cudarc::driver::sys::{self, CUevent, CUstream};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Plans that are kept. A trainer has one per pass; who feeds tensors one by one from changing buffers has more, and
 /// uploads tables anyway.
 const PLANS: usize = 64;
 
-/// Results of one plan that may be on their way.
+/// Results of one size that may be on their way.
 const SLOTS: usize = 8;
 
 /// What is between two calls.
@@ -26,6 +28,7 @@ pub struct State {
     context: Arc<Context>,
     /// Least recently used first.
     plans: Vec<Arc<Cached>>,
+    slots: Slots,
     /// Partial sums and sketches of the pass that runs.
     sums: Option<Buffer>,
     partials: Option<Buffer>,
@@ -54,14 +57,8 @@ pub struct Cached {
     tables: Buffer,
     /// What the upload reads.
     staging: Buffer,
-    slots: parking_lot::Mutex<Slots>,
-}
-
-#[derive(Default)]
-struct Slots {
-    all: Vec<Arc<Slot>>,
-    /// The latest launch's.
-    latest: Option<(Arc<Slot>, u64)>,
+    /// Number of the latest launch's result.
+    latest: AtomicU64,
 }
 
 /// What a plan's launches use besides its tables.
@@ -70,6 +67,8 @@ pub struct Launch {
     /// Partial sums and sketches, as long as the plan says.
     pub sums: u64,
     pub partials: u64,
+    /// What values are multiplied by where jobs say so.
+    pub scale: f32,
 }
 
 impl Cached {
@@ -80,7 +79,7 @@ impl Cached {
         let staging = context.allocate(Kind::Pinned, bytes.len())?;
         // SAFETY: the buffer is at least as long as the bytes, and nobody else has it.
         unsafe { staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        Ok(Self { plan, bytes, tables, staging, slots: Default::default() })
+        Ok(Self { plan, bytes, tables, staging, latest: AtomicU64::new(0) })
     }
 
     /// Hands target, source and length of the upload to `copy`.
@@ -95,7 +94,7 @@ impl Cached {
     /// has run the launches; the memory that jobs named must be readable, and kept values writable, in its order.
     pub unsafe fn launch(&self, kernels: &Kernels, stream: CUstream, launch: &Launch) -> Result<()> {
         let Plan { items, runs, stages, .. } = &self.plan;
-        let &Launch { landing, sums, partials } = launch;
+        let &Launch { landing, sums, partials, scale } = launch;
         let runs_at = self.tables.address() + (items.len() * size_of::<Item>()) as u64;
         let pairs_at = runs_at + (runs.len() * size_of::<Run>()) as u64;
         for (number, arranged) in stages.iter().enumerate() {
@@ -113,7 +112,7 @@ impl Cached {
                 item_count: count,
                 blocks: arranged.blocks,
                 shared_rows: arranged.shared_rows,
-                unused: 0,
+                scale,
             };
             let finish = FinishParams {
                 landing,
@@ -134,39 +133,44 @@ impl Cached {
         Ok(())
     }
 
+    /// Nothing of the plan is still to run.
+    fn is_idle(&self, landed: u64) -> bool {
+        self.latest.load(Ordering::Relaxed) <= landed
+    }
+}
+
+/// Result slots by size. Plans of the same size share them: a plan whose tables changed has the slots of the one before.
+#[derive(Default)]
+struct Slots {
+    by_size: HashMap<usize, Vec<Arc<Slot>>>,
+}
+
+impl Slots {
     /// A slot that nobody waits for: a new one, or where there are enough of them, that which the drain thread is done with
     /// first. Steps never wait here, since the scope lets only a few of them be on their way; reference batches may, when the
     /// trainer has queued [`SLOTS`] of them.
-    fn slot(&self, context: &Arc<Context>, health: &Health, sequence: u64) -> Result<Arc<Slot>> {
+    fn take(&mut self, context: &Arc<Context>, health: &Health, bytes: usize) -> Result<Arc<Slot>> {
+        let slots = self.by_size.entry(bytes).or_default();
         loop {
-            let mut slots = self.slots.lock();
-            slots.latest = None;
             // The list's own is the only count.
-            let free = slots.all.iter().find(|slot| Arc::strong_count(slot) == 1).cloned();
-            let slot = match free {
-                Some(slot) => slot,
-                None if slots.all.len() < SLOTS => {
-                    let slot = Arc::new(Slot::new(context.allocate(Kind::Pinned, self.plan.slot_bytes)?));
-                    slots.all.push(slot.clone());
-                    slot
-                }
-                None => {
-                    drop(slots);
-                    if let Some(reason) = health.failure() {
-                        return Err(CudaError::Failed(reason));
-                    }
-                    std::thread::sleep(Duration::from_micros(200));
-                    continue;
-                }
-            };
-            slots.latest = Some((slot.clone(), sequence));
-            return Ok(slot);
+            if let Some(free) = slots.iter().find(|slot| Arc::strong_count(slot) == 1) {
+                return Ok(free.clone());
+            }
+            if slots.len() < SLOTS {
+                let slot = Arc::new(Slot::new(context.allocate(Kind::Pinned, bytes)?));
+                slots.push(slot.clone());
+                return Ok(slot);
+            }
+            if let Some(reason) = health.failure() {
+                return Err(CudaError::Failed(reason));
+            }
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 
-    /// Nothing of the plan is still to run.
-    fn is_idle(&self) -> bool {
-        self.slots.lock().latest.as_ref().is_none_or(|(slot, sequence)| slot.has(*sequence))
+    /// The highest number that has landed: passes run in the order of their numbers.
+    fn landed(&self) -> u64 {
+        self.by_size.values().flatten().map(|slot| slot.sequence()).max().unwrap_or(0)
     }
 }
 
@@ -179,6 +183,7 @@ impl State {
         Ok(Self {
             context: context.clone(),
             plans: Vec::new(),
+            slots: Slots::default(),
             sums: None,
             partials: None,
             done: None,
@@ -271,12 +276,13 @@ impl State {
         kernels: &Kernels,
         health: &Arc<Health>,
         stream: Stream,
-        tables: Tables,
-    ) -> Result<(Arc<Cached>, Landing)> {
+        cached: &Cached,
+        scale: f32,
+    ) -> Result<Landing> {
         let handle = self.begin(stream)?;
-        let cached = self.plan(kernels, handle, tables)?;
+        let slot = self.slots.take(&self.context, health, cached.plan.slot_bytes)?;
         let sequence = self.next();
-        let slot = cached.slot(&self.context, health, sequence)?;
+        cached.latest.store(sequence, Ordering::Relaxed);
         let done = self.done(handle)?;
         let landing =
             table::Landing { slot: slot.address(), slot_bytes: slot.bytes() as u64, sequence, done, control: 0 };
@@ -284,13 +290,15 @@ impl State {
         let partials = grow(&mut self.partials, &self.context, cached.plan.most(|stage| stage.partial_bytes))?;
         // SAFETY: tables, scratch memory and slot live until the result has landed, or are handed on to work that is ordered
         // behind; the trainer's memory is readable in the order of its stream (Memory::on_device).
-        unsafe { cached.launch(kernels, handle, &Launch { landing, sums, partials })? };
+        let launched = unsafe { cached.launch(kernels, handle, &Launch { landing, sums, partials, scale }) };
+        // Of a pass that failed halfway something may run.
         self.end(stream)?;
-        Ok((cached, Landing::new(slot, sequence, health.clone())))
+        launched?;
+        Ok(Landing::new(slot, sequence, health.clone()))
     }
 
-    /// The plan of these tables: one that is on the device already, or a new one.
-    fn plan(&mut self, kernels: &Kernels, stream: CUstream, tables: Tables) -> Result<Arc<Cached>> {
+    /// The plan of these tables: one that is on the device already, or a new one, uploaded in the order of the stream.
+    pub fn plan(&mut self, kernels: &Kernels, stream: Stream, tables: Tables) -> Result<Arc<Cached>> {
         let plan = Plan::new(tables, |stage, rows| kernels.room(stage, rows))?;
         let bytes = plan.bytes();
         if let Some(at) =
@@ -301,15 +309,17 @@ impl State {
             return Ok(cached);
         }
         if self.plans.len() >= PLANS
-            && let Some(idle) = self.plans.iter().position(|cached| cached.is_idle())
+            && let Some(idle) = self.plans.iter().position(|cached| cached.is_idle(self.slots.landed()))
         {
             self.plans.remove(idle);
         }
         let cached = Arc::new(Cached::new(&self.context, plan)?);
+        let handle = self.begin(stream)?;
         // SAFETY: both buffers are as long, and the plan keeps both for as long as something of it is still to run.
         cached.upload(|tables, staging, bytes| unsafe {
-            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, stream))
+            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, handle))
         })?;
+        self.end(stream)?;
         self.plans.push(cached.clone());
         Ok(cached)
     }
@@ -339,8 +349,10 @@ impl State {
 
 /// Work on the stream goes into a graph instead of running.
 pub fn is_capturing(stream: CUstream) -> Result<bool> {
-    if stream.is_null() {
-        // The legacy default stream cannot be captured.
+    /// CU_STREAM_LEGACY.
+    const LEGACY: usize = 1;
+    if stream as usize <= LEGACY {
+        // The legacy default stream cannot be captured, and asking about it would disturb the capture of another.
         return Ok(false);
     }
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;

@@ -50,7 +50,6 @@ pub struct Measured<'a> {
     pub read: SliceRead<'a>,
     pub flags: u32,
     pub other: KeptEntry,
-    pub scale: f32,
     pub with_sketch: bool,
     /// At most [`PAIRS`].
     pub pairs: &'a [KeptEntry],
@@ -60,7 +59,7 @@ impl<'a> Measured<'a> {
     /// The values themselves, and nothing else.
     pub fn of(read: SliceRead<'a>) -> Self {
         let other = KeptEntry { format: FORMAT_NONE, ..KeptEntry::default() };
-        Self { read, flags: 0, other, scale: 1.0, with_sketch: false, pairs: &[] }
+        Self { read, flags: 0, other, with_sketch: false, pairs: &[] }
     }
 }
 
@@ -75,7 +74,7 @@ pub struct Tables {
 impl Tables {
     pub fn add(&mut self, stage: Stage, measured: &Measured) -> ItemId {
         debug_assert!(measured.pairs.len() <= PAIRS);
-        let Measured { read, flags, other, scale, with_sketch, pairs } = measured;
+        let Measured { read, flags, other, with_sketch, pairs } = measured;
         let Layout { identity, buckets, seed, .. } = read.layout;
         let span = Span::of(read.segments);
         let (first_run, first_pair) = (self.runs.len() as u32, self.pairs.len() as u32);
@@ -89,14 +88,15 @@ impl Tables {
             format: super::table::format(read.memory.dtype),
             flags: flags | if is_dense { flag::DENSE } else { 0 } | if is_identity { flag::IDENTITY } else { 0 },
             start: span.start,
-            end: span.end,
+            // What is owned of a slice may be nothing: then it has one tile, with no element.
+            end: span.end.max(span.start + 1),
             first_tile: 0,
             first_run,
             runs: read.segments.len() as u32,
             first_pair,
             pairs: pairs.len() as u32,
             other: *other,
-            scale: *scale,
+            unused: 0,
             sketch_rows: if *with_sketch && !identity { (buckets / COLUMNS) as u32 } else { 0 },
             seed,
             sums: 0,

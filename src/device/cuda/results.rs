@@ -7,7 +7,7 @@ use crate::device::Lost;
 use bytemuck::Pod;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// After so long a result is taken for lost. A device that failed says so to the next call, which comes sooner; this is for
@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Whether a device still answers; shared by everything that waits for it.
 #[derive(Debug, Default)]
 pub struct Health {
+    has_failed: AtomicBool,
     failure: Mutex<Option<String>>,
 }
 
@@ -24,10 +25,15 @@ impl Health {
     /// Nothing will land any more, for this reason. The first one stays.
     pub fn fail(&self, reason: &str) {
         self.failure.lock().get_or_insert_with(|| reason.into());
+        self.has_failed.store(true, Ordering::Release);
     }
 
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+        self.has_failed().then(|| self.failure.lock().clone()).flatten()
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
     }
 }
 
@@ -73,6 +79,11 @@ impl Slot {
         // SAFETY: pinned host memory, longer than a header, aligned to 64 bytes, which lives as long as the slot. Host and
         // device write it as one word each.
         unsafe { AtomicU64::from_ptr(self.buffer.host().add(self.at).cast()) }
+    }
+
+    /// Number of the latest result that landed here.
+    pub fn sequence(&self) -> u64 {
+        self.header().load(Ordering::Relaxed)
     }
 
     /// What was asked for under this number is complete.

@@ -12,6 +12,9 @@ pub const PAIRS: usize = 4;
 
 pub const FORMAT_NONE: u32 = 0;
 pub const FORMAT_F32: u32 = 1;
+pub const BF16: u32 = format(DType::Bf16);
+pub const F16: u32 = format(DType::F16);
+pub const E4M3: u32 = format(DType::F8E4M3);
 
 /// Number of an element type.
 pub const fn format(dtype: DType) -> u32 {
@@ -102,7 +105,7 @@ pub struct Item {
     pub first_pair: u32,
     pub pairs: u32,
     pub other: KeptEntry,
-    pub scale: f32,
+    pub unused: u32,
     pub sketch_rows: u32,
     pub seed: u64,
     pub sums: u64,
@@ -127,7 +130,7 @@ pub struct MeasureParams {
     pub item_count: u32,
     pub blocks: u32,
     pub shared_rows: u32,
-    pub unused: u32,
+    pub scale: f32,
 }
 
 #[repr(C)]
@@ -243,6 +246,17 @@ pub struct MoveParams {
     pub format: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct PackParams {
+    pub wide: u64,
+    pub packed: u64,
+    pub exponents: u64,
+    pub count: u64,
+    pub format: u32,
+    pub unused: u32,
+}
+
 // The same as in kernels/tables.cuh.
 const _: () = assert!(size_of::<Run>() == 56 && size_of::<KeptEntry>() == 40 && size_of::<Item>() == 160);
 const _: () =
@@ -250,3 +264,4 @@ const _: () =
 const _: () = assert!(size_of::<TickParams>() == 48 && size_of::<Control>() == 24 && size_of::<RowsParams>() == 96);
 const _: () = assert!(size_of::<ViewEntry>() == 48 && size_of::<AttentionRowEntry>() == 40);
 const _: () = assert!(size_of::<AttentionParams>() == 296 && size_of::<MoveParams>() == 48);
+const _: () = assert!(size_of::<PackParams>() == 40);

@@ -23,8 +23,8 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 // Chunks that are placed at once, one per lane.
 constexpr u32 PLACED = 32;
 constexpr u32 INFINITE = 0x7f800000u;
-// Tiles between the one that is measured and the one that is asked for.
-constexpr u64 AHEAD = 4;
+// Bytes of a cache line.
+constexpr u32 LINE = 128;
 
 // Where a chunk falls, as one warp needs it.
 struct Placed {
@@ -59,10 +59,11 @@ __device__ __forceinline__ u32 magnitude(float x) { return __float_as_uint(x) & 
 
 template <u32 N> __device__ __forceinline__ u32 warp_peak(const float (&x)[N])
 {
-    u32 peak = 0;
+    float peak = 0.0f;
 #pragma unroll
-    for (u32 k = 0; k < N; ++k) peak = max(peak, magnitude(x[k]));
-    return __reduce_max_sync(ALL_LANES, peak);
+    for (u32 k = 0; k < N; ++k) peak = larger_magnitude(peak, x[k]);
+    // As integers, NaN is above infinity and that above numbers.
+    return __reduce_max_sync(ALL_LANES, magnitude(peak));
 }
 
 // Elements without gaps, the tile's first at `first`, which is a multiple of V elements.
@@ -138,7 +139,7 @@ __device__ __forceinline__ float block_scale(const Kept& kept, u64 at)
 }
 
 // Kept values of a tile, zero where there are none or the item has none. Their formats are the library's own choice: fp32,
-// bf16, e4m3 in blocks.
+// bf16, f16, e4m3 in blocks.
 template <u32 V>
 __device__ __forceinline__ void load(const Kept& kept, u64 tile, const Placed* placed, Lanes<V> lanes, u32 valid,
                                      float (&x)[V * TILE_CHUNKS])
@@ -151,6 +152,7 @@ __device__ __forceinline__ void load(const Kept& kept, u64 tile, const Placed* p
     if (__all_sync(ALL_LANES, is_whole && kept.start % 32 == 0)) {
         if (kept.format == FORMAT_F32) return load_dense<FORMAT_F32, V>(kept.address + at * 4, placed, lanes, x);
         if (kept.format == FORMAT_BF16) return load_dense<FORMAT_BF16, V>(kept.address + at * 2, placed, lanes, x);
+        if (kept.format == FORMAT_F16) return load_dense<FORMAT_F16, V>(kept.address + at * 2, placed, lanes, x);
         load_dense<FORMAT_E4M3, V>(kept.address + at, placed, lanes, x);
 #pragma unroll
         for (u32 u = 0; u < TILE_CHUNKS; ++u) {
@@ -175,6 +177,14 @@ __device__ __forceinline__ void load(const Kept& kept, u64 tile, const Placed* p
     for (u32 k = 0; k < Lanes<V>::COUNT; ++k) x[k] = staged[k];
 }
 
+// Copies are kept in a format that has every value of the parameters'.
+__device__ __forceinline__ void write_kept(const Kept& kept, u64 at, float value)
+{
+    if (kept.format == FORMAT_F32) ((float*)kept.address)[at] = value;
+    else if (kept.format == FORMAT_BF16) ((u16*)kept.address)[at] = narrow_bf16(value);
+    else ((u16*)kept.address)[at] = narrow_f16(value);
+}
+
 template <u32 V>
 __device__ __forceinline__ void store(const Kept& kept, u64 tile, const Placed* placed, Lanes<V> lanes, u32 valid,
                                       const float (&x)[V * TILE_CHUNKS])
@@ -183,7 +193,7 @@ __device__ __forceinline__ void store(const Kept& kept, u64 tile, const Placed* 
     for (u32 k = 0; k < Lanes<V>::COUNT; ++k) {
         const u64 index = lanes.index(tile, k, placed);
         if (valid >> k & 1 && index >= kept.start && index < kept.end)
-            ((float*)kept.address)[index - kept.start] = x[k];
+            write_kept(kept, index - kept.start, x[k]);
     }
 }
 
@@ -307,7 +317,7 @@ __device__ __forceinline__ void measure_tile(const MeasureParams& p, const Item&
     }
     if (item.flags & ITEM_SCALE) {
 #pragma unroll
-        for (u32 k = 0; k < Lanes<V>::COUNT; ++k) tile.x[k] *= item.scale;
+        for (u32 k = 0; k < Lanes<V>::COUNT; ++k) tile.x[k] *= p.scale;
         peak = warp_peak(tile.x);
         if (peak >= INFINITE) sums.non_finite += clean(tile.x);
     }
@@ -340,28 +350,29 @@ __device__ __forceinline__ void add(Bucket* buckets, u32 stride, const Placed* p
     }
 }
 
-// Asks for the lines of a tile to come: their reading then waits for the second-level cache only.
-__device__ __forceinline__ void prefetch_tile(u64 first, u32 size)
+// Asks for memory to come: its reading then waits for the second-level cache only.
+__device__ __forceinline__ void prefetch_bytes(u64 first, u64 bytes)
 {
-    for (u32 at = threadIdx.x * 128; at < TILE * size; at += THREADS * 128) prefetch(first + at);
+    for (u64 at = threadIdx.x * LINE; at < bytes; at += THREADS * LINE) prefetch(first + at);
 }
 
-__device__ __forceinline__ void prefetch_tile(const MeasureParams& p, const Item& item, u64 tile)
+__device__ __forceinline__ void prefetch_kept(const Kept& kept, u64 first, u64 count)
 {
-    const u64 first = tile * TILE;
-    if (!(item.flags & ITEM_DENSE) || first < item.start || first + TILE > item.end) return;
+    const u32 size = format_size(kept.format);
+    if (kept.format != FORMAT_NONE && first >= kept.start && first + count <= kept.end)
+        prefetch_bytes(kept.address + (first - kept.start) * size, count * size);
+}
+
+// The chunks that are placed next, if they are all there.
+__device__ __forceinline__ void prefetch_group(const MeasureParams& p, const Item& item, u64 chunk)
+{
+    const u64 first = chunk * CHUNK, count = PLACED * CHUNK;
+    if (!(item.flags & ITEM_DENSE) || first < item.start || first + count > item.end) return;
     const Run& run = p.runs[item.first_run];
     const u32 size = format_size(item.format);
-    prefetch_tile(item.base + (u64)(run.offset + (i64)(first - run.index)) * size, size);
-    for (u32 k = 0; k < item.pairs; ++k) {
-        const Kept& kept = p.pairs[item.first_pair + k];
-        const u32 size = format_size(kept.format);
-        if (first >= kept.start && first + TILE <= kept.end)
-            prefetch_tile(kept.address + (first - kept.start) * size, size);
-    }
-    const Kept& other = item.other;
-    if (other.format != FORMAT_NONE && first >= other.start && first + TILE <= other.end)
-        prefetch_tile(other.address + (first - other.start) * format_size(other.format), format_size(other.format));
+    prefetch_bytes(item.base + (u64)(run.offset + (i64)(first - run.index)) * size, count * size);
+    prefetch_kept(item.other, first, count);
+    for (u32 k = 0; k < item.pairs; ++k) prefetch_kept(p.pairs[item.first_pair + k], first, count);
 }
 
 // One number of all threads, by a fixed tree; valid in thread 0.
@@ -470,12 +481,12 @@ template <typename Bucket, u32 V> __device__ __forceinline__ void measure(const 
         bool is_first = true;
         for (; tile < last; ++tile) {
             const u64 local = tile - item.first_tile + first;
-            if (tile + AHEAD < last) prefetch_tile(p, item, local + AHEAD);
             const u64 chunk = local * TILE_CHUNKS;
             if (chunk % PLACED == 0 || is_first) {
                 __syncwarp();
                 table[lane] = place_chunk<V>(item, chunk / PLACED * PLACED + lane, first_column);
                 __syncwarp();
+                prefetch_group(p, item, chunk / PLACED * PLACED + PLACED);
                 is_first = false;
             }
             const Placed* placed = table + chunk % PLACED;

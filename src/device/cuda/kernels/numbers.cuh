@@ -85,11 +85,32 @@ __device__ __forceinline__ float read_element(u64 base, u32 format, i64 at)
     }
 }
 
+// The larger of `peak` and |value|; NaN if one of them is. One instruction, where fmaxf would pass over NaN and integers
+// would take two.
+__device__ __forceinline__ float larger_magnitude(float peak, float value)
+{
+#ifdef FGS_EMULATION
+    return peak != peak || fabsf(value) <= peak ? peak : fabsf(value);
+#else
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(peak), "f"(fabsf(value)));
+    return larger;
+#endif
+}
+
 // fp32 to bfloat16, to nearest, ties to even. The number must be finite.
 __device__ __forceinline__ u16 narrow_bf16(float value)
 {
     const u32 bits = __float_as_uint(value);
     return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+// fp32 to f16. The number must be one of f16's.
+__device__ __forceinline__ u16 narrow_f16(float value)
+{
+    const u32 bits = __float_as_uint(value);
+    // Subnormal numbers come out right, since the product is exact.
+    return (u16)((bits >> 16 & 0x8000u) | __float_as_uint(fabsf(value) * 0x1p-112f) >> 13);
 }
 
 // fp32 to e4m3, to nearest, ties to even; beyond ±448 it saturates. The number must be finite.

@@ -34,7 +34,7 @@ enum ItemFlags : u32 {
     ITEM_COMPARE = 2,
     // `other` takes the values.
     ITEM_REPLACE = 4,
-    // The values times `scale` are sketched.
+    // The values times the launch's `scale` are sketched.
     ITEM_SCALE = 8,
     // What is sketched is added to `other`.
     ITEM_ADD = 16,
@@ -52,7 +52,7 @@ struct Item {
     u32 first_run, runs;
     u32 first_pair, pairs;
     Kept other;
-    float scale;
+    u32 unused;
     u32 sketch_rows;   // rows of 256 buckets; 0: no sketch, or ITEM_IDENTITY
     u64 seed;
     u64 sums;          // first of its rows of partial sums: one per block that has a part of the item
@@ -97,7 +97,7 @@ struct MeasureParams {
     u32 item_count;
     u32 blocks;
     u32 shared_rows; // items with more rows than this are sketched in device memory
-    u32 unused;
+    float scale;     // of items with ITEM_SCALE: changes from call to call, and is no part of the tables
 };
 
 // How the host learns that a result is complete: the last block to be done writes the slot's header. The slot is mapped
@@ -188,8 +188,19 @@ struct MoveParams {
     u32 format;
 };
 
+// Values in fp32 and packed.
+struct PackParams {
+    float* wide;
+    u64 packed;
+    u64 exponents; // one byte per 32 values; 0 unless the format is FORMAT_E4M3
+    u64 count;
+    u32 format;
+    u32 unused;
+};
+
 // The same in device/cuda/table.rs.
 static_assert(sizeof(Run) == 56 && sizeof(Kept) == 40 && sizeof(Item) == 160 && sizeof(Control) == 24, "tables");
 static_assert(sizeof(MeasureParams) == 72 && sizeof(Landing) == 40 && sizeof(FinishParams) == 72, "parameters");
 static_assert(sizeof(TickParams) == 48 && sizeof(RowsParams) == 96 && sizeof(AttentionRow) == 40, "parameters");
 static_assert(sizeof(View) == 48 && sizeof(AttentionParams) == 296 && sizeof(MoveParams) == 48, "parameters");
+static_assert(sizeof(PackParams) == 40, "parameters");
