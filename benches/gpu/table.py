@@ -19,7 +19,7 @@ SIZES = ("0.1 B parameters", "1 B parameters", "7 B parameters")
 PASSES = {
     "bf16 gradient: norms, sketch": "gradient pass, {}",
     "bf16 gradient and exact fp32 reference: all sums": "gradient pass with an exact reference, {}",
-    "bf16 parameters before the update, against their fp32 copy": "parameter pass before the update, {}",
+    "bf16 parameters before the update, against their copy": "parameter pass before the update, {}",
     "bf16 parameters after the update, against copy and snapshot": "parameter pass after the update with a snapshot, {}",
 }
 ABSENT = "not measured"
