@@ -51,6 +51,9 @@ fn run(command: &mut Command) -> String {
     said
 }
 
+/// Kind, level, step, tensor, slice and reference of a record.
+type Subject = (u16, u8, u64, u32, u32, u16);
+
 /// A run of the example: its training losses as they were written, its evaluations as printed, its records.
 struct Training {
     losses: String,
@@ -91,8 +94,8 @@ impl Training {
         self.records.iter().map(|record| record.kind).collect()
     }
 
-    /// Values of what is measured in steps, by kind, level, step and subject, in the order of publication.
-    fn measured(&self) -> BTreeMap<(u16, u8, u64, u32, u32, u16), Vec<[f64; 10]>> {
+    /// Values of what is measured in steps, in the order of publication.
+    fn measured(&self) -> BTreeMap<Subject, Vec<[f64; 10]>> {
         let of_steps = [
             kind::GRADIENT,
             kind::INTERFERENCE,
