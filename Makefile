@@ -48,6 +48,15 @@ kernels-check: $(CUDA)  ## fail if a committed PTX is not what its source compil
 emulation: $(SETUP)  ## build/emulation/libcuda.so.1: a driver that runs the kernels on the CPU
 	@$(MAKE) -s -C tests/emulation BUILD=$(abspath $(BUILD)/emulation)
 
+gpu-pack: $(SETUP)   ## build/gpu/pack.tar.xz: what a machine with a GPU and without Rust needs
+	@scripts/gpu-pack
+
+test-gpu:            ## the tests on this machine's GPU (under 8 minutes); without Rust from the pack
+	@scripts/test-gpu
+
+bench-gpu:           ## what measuring costs on this machine's GPU; writes benches/results
+	@scripts/bench-gpu
+
 lib: $(SETUP)        ## build/lib/libforgetscope.so
 	$(CARGO) build -q --release -p forgetscope
 	@mkdir -p $(BUILD)/lib
@@ -84,4 +93,5 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	$(BUILD)/cuda/bin/pip install -q -r scripts/kernels.requirements.txt
 	@touch $@
 
-.PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation lib program trainer clean
+.PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
+    bench-gpu lib program trainer clean

@@ -14,6 +14,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -64,7 +65,9 @@ struct CUstream_st {
 
 struct CUevent_st {
     CUcontext context;
+    bool timed = true;
     bool alive = true;
+    std::chrono::steady_clock::time_point time{};  // when it happened last
     Ticket recorded{};
     std::shared_ptr<Capture> capture{};  // the capture it was last recorded in
     std::vector<size_t> tips{};

@@ -234,7 +234,7 @@ EXPORT CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data)
 EXPORT CUresult cuEventCreate(CUevent* event, unsigned flags) {
     ENTER(context);
     if (event == nullptr || flags > 7) return CUDA_ERROR_INVALID_VALUE;
-    *event = new CUevent_st{call.context};
+    *event = new CUevent_st{call.context, (flags & CU_EVENT_DISABLE_TIMING) == 0};
     driver().events.insert(*event);
     return CUDA_SUCCESS;
 }
@@ -254,7 +254,7 @@ EXPORT CUresult cuEventRecord(CUevent event, CUstream handle) {
     if (event->context != stream->context) return CUDA_ERROR_INVALID_HANDLE;
     event->capture = stream->capture;
     if (stream->capture != nullptr) event->tips = stream->tips;
-    else event->recorded = submit(stream, nullptr);
+    else event->recorded = submit(stream, [event] { event->time = std::chrono::steady_clock::now(); });
     return CUDA_SUCCESS;
 }
 
@@ -269,5 +269,18 @@ EXPORT CUresult cuEventSynchronize(CUevent event) {
     ENTER(context);
     RETURN_IF_REFUSED(refuse_captured(event));
     wait_for(call.lock, Ticket(event->recorded));
+    return CUDA_SUCCESS;
+}
+
+// The time is the CPU's: it says in which order things happened, and nothing of how long they take on a GPU.
+EXPORT CUresult cuEventElapsedTime(float* milliseconds, CUevent start, CUevent end) {
+    ENTER(context);
+    if (milliseconds == nullptr) return CUDA_ERROR_INVALID_VALUE;
+    for (CUevent event : {start, end}) {
+        RETURN_IF_REFUSED(refuse_captured(event));
+        if (!event->timed || event->recorded.stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!has_completed(start->recorded) || !has_completed(end->recorded)) return CUDA_ERROR_NOT_READY;
+    *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
     return CUDA_SUCCESS;
 }

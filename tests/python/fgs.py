@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cuda import CUDA, HOST, mirror
+from on_device import CUDA, HOST, mirror
 
 LIBRARY = os.environ.get("FGS_LIB", str(Path(__file__).parents[2] / "build/lib/libforgetscope.so"))
 MAGIC, UNSET32, UNSET64, NONE16, NONE32 = 0x31534746, 2**32 - 1, 2**64 - 1, 2**16 - 1, 2**32 - 1

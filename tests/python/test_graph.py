@@ -5,7 +5,7 @@ import ctypes as c
 import numpy as np
 import pytest
 
-from cuda import ON_DEVICE, mirror
+from on_device import ON_DEVICE, mirror
 from fgs import Scope
 
 pytestmark = pytest.mark.skipif(not ON_DEVICE, reason="graphs need a CUDA device: FGS_TEST_CUDA=1")

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from fgs import ROLE_OUTPUT, Refused, Scope
+from on_device import ON_DEVICE
 from test_landscape import Curvature, Problem, Request, network
 from fgs import MAGIC
 
@@ -119,6 +120,8 @@ def test_a_pass_beyond_the_budget_is_given_up_without_a_word(rng):
             scope.probe_hidden(0, rows, None)
         scope.probe_end()
         assert len(scope.records("fault")) == 1 and not scope.records("representation")
+    if ON_DEVICE:
+        return  # nobody waits for a device to see whether its rows sum to 1: a fault says so later, and no call refuses
     with Scope(FGS_PROBE_BUDGET="1e-4") as scope:  # a few megabytes
         scope.task_begin("A")
         scope.probe("A")

@@ -5,7 +5,7 @@ import ctypes as c
 import numpy as np
 import pytest
 
-from cuda import ON_DEVICE
+from on_device import ON_DEVICE
 from fgs import Scope
 
 pytestmark = pytest.mark.skipif(not ON_DEVICE, reason="formats are those of CUDA devices: FGS_TEST_CUDA=1")

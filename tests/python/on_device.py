@@ -18,7 +18,7 @@ class Mirror:
 
     def __init__(self):
         self.driver = c.CDLL("libcuda.so.1")
-        self.copies = {}
+        self.copies, self.uploaded = {}, {}
         device, context = c.c_int(), c.c_void_p()
         self.call("cuInit", 0)
         self.call("cuDeviceGet", c.byref(device), 0)
@@ -44,17 +44,22 @@ class Mirror:
 
     def upload(self):
         for (low, high), (_, memory) in self.copies.items():
-            self.call("cuMemcpyHtoD_v2", c.c_uint64(memory), c.c_void_p(low), c.c_size_t(high - low))
+            now = c.string_at(low, high - low)
+            if self.uploaded.get(low) != now:  # most arrays never change, and a copy costs more than a look
+                self.call("cuMemcpyHtoD_v2", c.c_uint64(memory), c.c_void_p(low), c.c_size_t(high - low))
+                self.uploaded[low] = now
 
     def download(self):
         for (low, high), (base, memory) in self.copies.items():
             if base.flags.writeable:
                 self.call("cuMemcpyDtoH_v2", c.c_void_p(low), c.c_uint64(memory), c.c_size_t(high - low))
+                self.uploaded[low] = c.string_at(low, high - low)
 
     def clear(self):
         for _, memory in self.copies.values():
             self.call("cuMemFree_v2", c.c_uint64(memory))
         self.copies.clear()
+        self.uploaded.clear()
 
 
 mirror = Mirror() if ON_DEVICE else None
