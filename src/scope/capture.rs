@@ -45,8 +45,15 @@ impl CapturedStep {
 /// The calling side's view of the graphs that were captured.
 #[derive(Default)]
 pub struct Captures {
-    /// With how many replays of it were counted as updates.
-    all: Vec<(Arc<Replays>, u64)>,
+    all: Vec<Capture>,
+}
+
+struct Capture {
+    replays: Arc<Replays>,
+    /// How many of them were counted.
+    counted: u64,
+    /// Step that was captured.
+    step: u64,
 }
 
 impl Front {
@@ -82,15 +89,19 @@ impl Front {
             // Something of it is in host memory, or was refused.
             return self.fault(Fault::Device);
         }
-        self.captures.all.push((replays.clone(), 0));
+        self.captures.all.push(Capture { replays: replays.clone(), counted: 0, step: self.step.number });
         self.drain.send(Message::Captured(Box::new(CapturedStep { draft, replays, taken: 0, left_out: 0 })));
     }
 
-    /// Replays change the parameters without a call. Counts those that the device has run.
+    /// Replays are steps without a call. Counts those that the device has run.
     pub(super) fn count_replays(&mut self) {
-        for (replays, counted) in &mut self.captures.all {
+        for Capture { replays, counted, step } in &mut self.captures.all {
             let count = replays.count();
-            self.updates += count - std::mem::replace(counted, count);
+            let new = count - std::mem::replace(counted, count);
+            self.updates += new;
+            if new > 0 {
+                self.step.number = step.wrapping_add(count - 1);
+            }
         }
     }
 }

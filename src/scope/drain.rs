@@ -17,8 +17,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Sampled steps that may wait.
-const WAITING: usize = 4;
+/// Sampled steps that may wait: for evaluation, or for a device that the trainer runs ahead of.
+const WAITING: usize = 8;
 
 /// Readers take a writer for stuck when its heartbeat is older than a few of these.
 const HEARTBEAT: Duration = Duration::from_secs(1);

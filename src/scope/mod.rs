@@ -323,6 +323,7 @@ impl Front {
 
     /// A loss or another metric of a task, as the trainer measured it now.
     pub fn evaluation(&mut self, task: &str, metric: &str, value: f64, higher_is_better: bool) -> Result<()> {
+        self.count_replays();
         let known = self.metrics.iter().position(|known| known.name == metric);
         let direction = known.map(|id| self.metrics[id].higher_is_better).or((metric == LOSS).then_some(false));
         if direction.is_some_and(|direction| direction != higher_is_better) {

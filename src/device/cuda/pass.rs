@@ -20,8 +20,8 @@ use std::time::Duration;
 /// uploads tables anyway.
 const PLANS: usize = 64;
 
-/// Results of one size that may be on their way.
-const SLOTS: usize = 8;
+/// Results of one size that may be on their way: three passes of each step that may wait, so that no step waits for a slot.
+const SLOTS: usize = 24;
 
 /// What is between two calls.
 pub struct State {
