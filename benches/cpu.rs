@@ -165,7 +165,7 @@ fn references(device: &Cpu, slices: &[(Layout, Segment)], values: &[f32]) -> Vec
     let part = |(_, segment): &(Layout, Segment)| {
         let start = segment.offset as usize;
         let mut kept = Values::from(values[start..start + segment.length as usize].to_vec());
-        device.settle(&mut kept);
+        device.settle(Stream::NULL, &mut kept);
         kept
     };
     slices.iter().map(part).collect()

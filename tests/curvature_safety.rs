@@ -86,7 +86,7 @@ fn given_up_at_every_request() {
     let before = bits(&run.parameters);
     type End = fn(&mut Run);
     let ends: [(&str, End); 6] = [
-        ("fgs_curvature_end", |run| run.scope.front().curvature_end()),
+        ("fgs_curvature_end", |run| run.scope.front().curvature_end().expect("put back")),
         ("fgs_step_begin", |run| {
             run.scope.front().step_begin(2).unwrap();
             run.scope.front().step_end(false).unwrap();

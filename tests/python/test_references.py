@@ -5,10 +5,7 @@ import ctypes as c
 import numpy as np
 import pytest
 
-from on_device import ON_DEVICE
 from fgs import Scope
-
-pytestmark = pytest.mark.skipif(not ON_DEVICE, reason="formats are those of CUDA devices: FGS_TEST_CUDA=1")
 
 # Each value of a reference is rounded by at most this share of itself, so the cosine with any vector moves by at most as much.
 ROUNDING = {"f32": 2.0**-23, "bf16": 2.0**-9, "e4m3": 2.0**-4}
