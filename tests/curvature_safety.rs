@@ -103,7 +103,7 @@ fn given_up_at_every_request() {
             run.gradients[50] = f32::INFINITY;
             // Losses alone do not look at it.
             if run.scope.front().curvature_submit(1.0, 1.0).is_ok() {
-                run.scope.front().curvature_end();
+                run.scope.front().curvature_end().unwrap();
             }
         }),
         ("other parameters", |run| run.scope.front().unbind(0, Source::Parameter).unwrap()),
@@ -171,8 +171,8 @@ fn calls_that_read_parameters_are_refused_meanwhile() {
     run.scope.front().bind(1, Source::Gradient, data(&mut elsewhere, 0, 20), None).unwrap();
     run.scope.front().curvature_submit(loss, 1.0).unwrap();
     phase(run.scope.front().curvature_submit(loss, 1.0), "fgs_curvature_next");
-    run.scope.front().curvature_end();
-    run.scope.front().curvature_end();
+    run.scope.front().curvature_end().unwrap();
+    run.scope.front().curvature_end().unwrap();
     phase(run.scope.front().curvature_next().map(drop), "fgs_curvature_begin");
     run.scope.front().step_begin(3).unwrap();
     phase(run.begin("a", small()), "fgs_step_end");
@@ -198,7 +198,7 @@ fn the_budget_says_how_much_is_missing() {
     let run = Run::new(&[40, 20], start(N), options(240 + 5 * 160));
     for _ in 0..3 {
         run.begin("a", hutch()).unwrap();
-        run.scope.front().curvature_end();
+        run.scope.front().curvature_end().unwrap();
     }
     run.close();
 }
@@ -256,7 +256,7 @@ fn refusal_with(options: Options, change: impl FnOnce(&mut TensorSpec), bind: im
     let error = run.begin("a", CurvatureSettings { blocks: vec![], ..small() });
     assert_eq!(bits(&run.parameters), before);
     let text = error.map_or_else(|error| error.to_string(), |()| String::new());
-    run.scope.front().curvature_end();
+    run.scope.front().curvature_end().unwrap();
     run.close();
     text
 }
