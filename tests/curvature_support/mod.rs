@@ -86,7 +86,7 @@ impl Run {
             self.scope.front().curvature_submit(loss, 1.0).unwrap();
         }
         assert_eq!(bits(&self.parameters), before, "to the last bit");
-        self.scope.front().curvature_end();
+        self.scope.front().curvature_end().unwrap();
         total
     }
 
