@@ -3,7 +3,7 @@
 use super::boundary::{Failure, Outcome};
 use super::status::fgs_status;
 use super::text::check_struct;
-use crate::device::cuda::check_pointer;
+use crate::device::cuda::{CudaError, check_pointer};
 use crate::device::{DType, Memory, Place, Strided};
 use crate::scope::{Data, Shard, View};
 use std::ffi::c_void;
@@ -170,8 +170,10 @@ impl LocalTensor {
         let dims = self.shape().iter().zip(&self.dims.strides);
         let last: i64 = dims.map(|(length, stride)| (length - 1) * stride).sum();
         let bytes = (last as usize + 1) * self.dtype.size();
-        check_pointer(self.base as usize, bytes, ordinal)
-            .map_err(|error| Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, format!("tensor.data: {error}")))
+        check_pointer(self.base as usize, bytes, ordinal).map_err(|error| {
+            let argument = if matches!(error, CudaError::Pointer(_)) { "data" } else { "device" };
+            Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, format!("tensor.{argument}: {error}"))
+        })
     }
 
     /// The data's first element.
