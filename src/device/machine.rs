@@ -81,7 +81,12 @@ impl Machine {
         self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(|cuda| cuda.end_capture());
     }
 
-    /// Waits until devices have run everything that was enqueued on them.
+    /// Waits until devices have run what was enqueued on them, graphs too. What cannot be waited for is not.
+    pub fn wait_all(&self) {
+        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(|cuda| cuda.wait_all());
+    }
+
+    /// The same at the end: what has not landed then never will.
     pub fn settle_all(&self) {
         for cuda in self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()) {
             cuda.settle_all();
@@ -96,7 +101,7 @@ impl Machine {
         call: impl Fn(&dyn Device, Vec<J>) -> Pending<Vec<F>>,
     ) -> Pending<Vec<F>> {
         let call = |place, jobs| self.device(place).map_or_else(|| lost(place), |device| call(device, jobs));
-        let Some(first) = jobs.first().map(&place) else { return Pending::ready(Vec::new()) };
+        let Some(first) = jobs.first().map(&place) else { return Pending::nothing() };
         if jobs.iter().all(|job| place(job) == first) {
             return call(first, jobs);
         }
@@ -136,10 +141,8 @@ impl Device for Machine {
         self.device(place).map_or(0, |device| device.value_bytes(place, len, keeping))
     }
 
-    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) {
-        if let Some(device) = self.device(source.place()) {
-            device.copy_values(stream, source, target, at);
-        }
+    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) -> bool {
+        self.device(source.place()).is_some_and(|device| device.copy_values(stream, source, target, at))
     }
 
     fn settle(&self, stream: Stream, values: &mut Values) {

@@ -164,8 +164,9 @@ pub trait Device: Send + Sync {
         4 * len as u64
     }
 
-    /// Copies `source` into `target` from `at` on. Both are of the same place.
-    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize);
+    /// Copies `source` into `target` from `at` on. Both are of the same place. `false`: it cannot be done.
+    #[must_use]
+    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) -> bool;
 
     /// Says that `values` were changed for the last time for now: what is known of them as a whole may be kept, and sums may
     /// be kept in fewer bits.

@@ -23,6 +23,8 @@ pub struct Pending<T> {
     repeat: Option<Repeating<T>>,
     /// How to ask for the same again.
     again: Option<Again<T>>,
+    /// It was known in the call that it will never come.
+    is_refused: bool,
 }
 
 enum State<T> {
@@ -39,12 +41,12 @@ type Repeating<T> = Arc<dyn Fn(u64) -> Option<Result<T, Lost>> + Send + Sync>;
 impl<T: Send + 'static> Pending<T> {
     /// It is there.
     pub fn ready(value: T) -> Self {
-        Self { state: State::Ready(value), repeat: None, again: None }
+        Self { state: State::Ready(value), repeat: None, again: None, is_refused: false }
     }
 
     /// `look` is called until it gives the result; it may be called from any one thread and must not block.
     pub fn landing(look: impl FnMut() -> Option<Result<T, Lost>> + Send + 'static) -> Self {
-        Self { state: State::Landing(Box::new(look)), repeat: None, again: None }
+        Self { state: State::Landing(Box::new(look)), repeat: None, again: None, is_refused: false }
     }
 
     /// It lands again and again, as the results of a captured pass do. `look` gives that of the n-th time, from 0 on. The
@@ -81,7 +83,12 @@ impl<T: Send + 'static> Pending<T> {
 
     /// It will never come.
     pub fn lost(why: Lost) -> Self {
-        Self::landing(move || Some(Err(why.clone())))
+        Self { is_refused: true, ..Self::landing(move || Some(Err(why.clone()))) }
+    }
+
+    /// Nothing was enqueued: what the pass was to write is not written.
+    pub fn is_refused(&self) -> bool {
+        self.is_refused
     }
 
     /// The result if it was there from the beginning, as that of host memory is; else what has to be waited for.
@@ -115,17 +122,19 @@ impl<T: Send + 'static> Pending<T> {
 
     /// Makes something else of the result once it is there.
     pub fn map<U: Send + 'static>(self, make: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
+        let is_refused = self.is_refused;
         match self.state {
             State::Ready(value) => Pending::ready(make(value)),
             State::Landing(mut look) => {
                 let mut make = Some(make);
-                Pending::landing(move || {
+                let landing = Pending::landing(move || {
                     let found = look()?;
                     Some(found.and_then(|value| match make.take() {
                         Some(make) => Ok(make(value)),
                         None => Err(Lost("the result was taken already".into())),
                     }))
-                })
+                });
+                Pending { is_refused, ..landing }
             }
         }
     }
@@ -139,9 +148,10 @@ impl<T: Send + 'static> Pending<T> {
             });
             return Pending::ready(ready.collect());
         }
+        let is_refused = parts.iter().any(|part| part.is_refused);
         let mut found: Vec<Option<T>> = parts.iter().map(|_| None).collect();
         let mut parts: Vec<_> = parts.into_iter().map(|part| Some(part.state)).collect();
-        Pending::landing(move || {
+        let all = Pending::landing(move || {
             for (part, found) in parts.iter_mut().zip(&mut found) {
                 match part.take() {
                     Some(State::Ready(value)) => *found = Some(value),
@@ -154,7 +164,16 @@ impl<T: Send + 'static> Pending<T> {
                 }
             }
             found.iter().all(Option::is_some).then(|| Ok(found.iter_mut().filter_map(Option::take).collect()))
-        })
+        });
+        Pending { is_refused, ..all }
+    }
+}
+
+impl<T: Send + 'static> Pending<Vec<T>> {
+    /// What was found of nothing: there now, at every replay, and again.
+    pub fn nothing() -> Self {
+        let now = Self { repeat: Some(Arc::new(|_| Some(Ok(Vec::new())))), ..Self::ready(Vec::new()) };
+        now.with_again(|_| Self::nothing())
     }
 }
 

@@ -20,6 +20,9 @@ use std::time::Duration;
 /// Sampled steps that may wait: for evaluation, or for a device that the trainer runs ahead of.
 const WAITING: usize = 8;
 
+/// Reference batches that may wait. A trainer adds dozens of them in a row, and may be far ahead of its device.
+const BATCHES: usize = 16;
+
 /// Readers take a writer for stuck when its heartbeat is older than a few of these.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -31,6 +34,7 @@ pub struct Drain {
     /// Shared with nobody; the algebra thread has a weak one.
     sender: Arc<Sender<Message>>,
     waiting: Arc<AtomicUsize>,
+    batches: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -38,17 +42,17 @@ impl Drain {
     /// Starts the thread, which owns the ring from now on.
     pub fn start(writer: Writer, options: &Options) -> Result<Self> {
         let (sender, receiver) = channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let [waiting, batches] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
         let sender = Arc::new(sender);
         let analysis = Analysis::new(writer, options, Arc::downgrade(&sender));
         let thread = std::thread::Builder::new()
             .name("fgs-drain".into())
             .spawn({
-                let waiting = waiting.clone();
-                move || run(analysis, &receiver, &waiting)
+                let (waiting, batches) = (waiting.clone(), batches.clone());
+                move || run(analysis, &receiver, &waiting, &batches)
             })
             .map_err(|error| Error::System(format!("cannot start the thread that writes the ring: {error}")))?;
-        Ok(Self { sender, waiting, thread: Some(thread) })
+        Ok(Self { sender, waiting, batches, thread: Some(thread) })
     }
 
     /// Another sampled step may be sent.
@@ -56,10 +60,21 @@ impl Drain {
         self.waiting.load(Ordering::Relaxed) < WAITING
     }
 
+    /// Waits until another reference batch may be sent: outside steps, and only for a device that is that far behind.
+    pub fn wait_for_batches(&self) {
+        let is_alive = || self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        while self.batches.load(Ordering::Relaxed) >= BATCHES && is_alive() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     /// Hands a message over. Never waits.
     pub fn send(&self, message: Message) {
         if matches!(message, Message::Step(_)) {
             self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        if matches!(message, Message::Reference(_)) {
+            self.batches.fetch_add(1, Ordering::Relaxed);
         }
         // The receiver lives as long as the thread; if that panicked, measuring is over and training goes on.
         let _ = self.sender.send(message);
@@ -82,7 +97,7 @@ impl Drain {
     }
 }
 
-fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize) {
+fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize, batches: &AtomicUsize) {
     set_float_mode();
     let mut replaying = Replaying::default();
     loop {
@@ -100,8 +115,10 @@ fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsi
             Ok(Message::AlgebraEnded) => return analysis.close(),
             Ok(message) => {
                 let is_step = matches!(message, Message::Step(_));
+                let is_batch = matches!(message, Message::Reference(_));
                 guarded(&mut analysis, |analysis| analysis.handle(message));
                 waiting.fetch_sub(usize::from(is_step), Ordering::Relaxed);
+                batches.fetch_sub(usize::from(is_batch), Ordering::Relaxed);
             }
             Err(RecvTimeoutError::Timeout) => {}
             // The scope was dropped without being closed: the ring stays as it is and readers see that it died.

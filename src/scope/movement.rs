@@ -88,7 +88,11 @@ impl MovementDraft {
             // The sketch of the difference serves tasks without an exact reference.
             let update_sketch = references.iter().any(Option::is_none);
             let sketch = copy.is_none();
-            let is_known = copy.as_mut().is_some_and(|before| std::mem::replace(&mut before.known, true));
+            // What is captured has not run yet.
+            let is_known = copy.as_ref().is_some_and(|before| before.known);
+            if let Some(before) = copy.as_mut() {
+                before.known |= !is_captured;
+            }
             let compare = is_known || is_captured && copy.is_some();
             unknown.extend((compare && !is_known).then_some(slice));
             let copy = copy.as_mut().map(|before| Copy {
@@ -111,7 +115,12 @@ impl MovementDraft {
             dots: Vec::new(),
         };
         movement.tasks = references.iter().map(task).collect();
-        Self { movement, measured: measured.into(), unknown, found: queue.device.parameters(queue.stream, jobs) }
+        let found = queue.device.parameters(queue.stream, jobs);
+        if found.is_refused() {
+            // Copies that were to be filled are not.
+            copies.iter_mut().flatten().for_each(|copy| copy.known = false);
+        }
+        Self { movement, measured: measured.into(), unknown, found }
     }
 
     /// The same with other results; `None` if there are none.

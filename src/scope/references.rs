@@ -93,7 +93,7 @@ impl Front {
     /// The gradients that are bound now belong to the reference of `task`: one batch of its data.
     pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
         check_scale(scale)?;
-        self.count_replays();
+        self.wait_for_replays();
         self.changed();
         self.expect_idle("fgs_reference_add")?;
         if self.schedules.iter().all(|schedule| schedule.every == 0) {
@@ -104,6 +104,7 @@ impl Front {
         if self.pending.is_none() && !self.catalog.tensors.iter().any(is_bound) {
             return Err(invalid!("fgs_reference_add: no gradient is bound; call fgs_bind with FGS_GRAD first"));
         }
+        self.drain.wait_for_batches();
         let mut batch = self.batch(task)?;
         let task = batch.task;
         let reads = self
@@ -140,7 +141,7 @@ impl Front {
         scale: f64,
     ) -> Result<()> {
         check_scale(scale)?;
-        self.count_replays();
+        self.wait_for_replays();
         self.changed();
         self.expect_idle("fgs_reference_feed")?;
         let binding = self.catalog.transient(tensor, data, shard)?;
@@ -234,7 +235,13 @@ impl Front {
             budget.settle(queue, exact);
             exact.mantissa_bits = catalog.mantissa_bits(slice);
         }
-        state.snapshot = Some(kept);
+        if found.is_refused() {
+            // Nothing was copied.
+            budget.release(kept.into_iter().flatten());
+            state.snapshot = None;
+        } else {
+            state.snapshot = Some(kept);
+        }
         state.anchor = Some(self.updates);
         let snapshot = SnapshotDraft { task, step: self.step.number, slices, elements: sketched, found };
         self.drain.send(Message::Snapshot(Box::new(snapshot)));
@@ -286,6 +293,12 @@ fn accumulate(
         slices.push(slice);
         jobs.push(AccumulateJob { read, scale: scale as f32, sum });
     }
-    batch.parts.push(PartDraft { slices, found: queue.device.accumulate(queue.stream, jobs) });
+    let found = queue.device.accumulate(queue.stream, jobs);
+    if found.is_refused() {
+        // The sums lack this batch.
+        budget.release(reference.sums.drain(..).flatten());
+        dropped = true;
+    }
+    batch.parts.push(PartDraft { slices, found });
     dropped
 }

@@ -176,6 +176,7 @@ impl Front {
 
     /// Brings the copies up to the present outside a sampled step, so that paths begin and end where snapshots are.
     pub(super) fn advance_path(&mut self) {
+        self.settle_references();
         let references = self.earlier_tasks();
         let Self { catalog, tasks, queue, copies, budget, .. } = self;
         let reads = catalog.reads(false, |_, tensor| tensor.schedule.every != 0);
@@ -183,10 +184,14 @@ impl Front {
         self.drain.send(Message::Moved { movement: Box::new(movement), step: self.step.number });
     }
 
-    /// What is measured against each earlier task in this step.
-    pub(super) fn earlier_tasks(&mut self) -> Vec<ReferenceStep> {
-        let Self { tasks, queue, budget, .. } = &mut *self;
+    /// Before references are compared with, in a call that has a stream.
+    fn settle_references(&mut self) {
+        let Self { tasks, queue, budget, .. } = self;
         tasks.list.iter_mut().for_each(|task| task.settle(queue, budget));
+    }
+
+    /// What is measured against each earlier task in this step.
+    pub(super) fn earlier_tasks(&self) -> Vec<ReferenceStep> {
         let earlier = self.tasks.earlier().map(|(id, task)| ReferenceStep {
             task: id,
             origin: task.origin(),
@@ -198,12 +203,20 @@ impl Front {
         earlier.collect()
     }
 
+    /// The step may be a captured one, whose passes cannot settle anything; else references are as they stay.
+    fn before_pass(&mut self) {
+        self.enter_capture();
+        if self.step.measured.as_ref().is_some_and(|measured| measured.replays.is_none() && !measured.steady) {
+            self.settle_references();
+        }
+    }
+
     /// One tensor's gradient, given by itself; part of the step that is going on.
     pub fn feed(&mut self, tensor: u32, data: Data, shard: Option<Shard>, scale: f64) -> Result<()> {
         check_scale(scale)?;
         self.expect_begun("fgs_gradient_feed")?;
         self.catalog.tensor(tensor)?;
-        self.enter_capture();
+        self.before_pass();
         let Self { catalog, tasks, queue, copies, budget, step, .. } = self;
         let Some(measured) = &mut step.measured else { return Ok(()) };
         let binding = catalog.transient(tensor, data, shard)?;
@@ -211,6 +224,7 @@ impl Front {
             return Ok(());
         }
         measured.expect_scale(scale)?;
+        measured.steady = false;
         let started = monotonic_ns();
         measured.draft.sums.scale = scale;
         measured.before(catalog, tasks, queue, copies, budget);
@@ -226,7 +240,7 @@ impl Front {
     pub fn gradients_ready(&mut self, scale: f64, unreduced: bool) -> Result<()> {
         check_scale(scale)?;
         self.expect_begun("fgs_gradients_ready")?;
-        self.enter_capture();
+        self.before_pass();
         self.step.measured.as_ref().map_or(Ok(()), |measured| measured.expect_scale(scale))?;
         self.step.phase = Phase::Ready;
         let Self { catalog, tasks, queue, copies, budget, step, steady, .. } = self;

@@ -125,11 +125,13 @@ impl Budget {
         let mut new = is_there
             .then(|| self.allocate_span(&queue.device, read.memory.place, span, elements, Keeping::Sum))
             .flatten();
-        if let Some(new) = &mut new {
-            let start = (old.span.start - span.start) as usize;
-            queue.device.copy_values(queue.stream, &old.values, &mut new.values, start);
-        }
+        let start = (old.span.start - span.start) as usize;
+        let copy = |new: &mut Exact| queue.device.copy_values(queue.stream, &old.values, &mut new.values, start);
+        let is_copied = new.as_mut().is_none_or(copy);
         self.release([old]);
+        if !is_copied {
+            self.release(new.take());
+        }
         new
     }
 

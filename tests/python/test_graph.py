@@ -127,4 +127,31 @@ def test_what_cannot_be_captured_leaves_the_graph_whole(rng, quiet):
         stream.wait()
         mirror.download()
         assert np.array_equal(parameter, following)
-        assert [record["code"] for record in scope.records("fault")] == [9]
+        # The batch never came, and the exact sum would lack it.
+        assert [record["code"] for record in scope.records("fault")] == [5, 9]
+
+
+def test_a_model_of_which_only_gradients_are_bound(rng, quiet):
+    """Passes over nothing are part of a captured step, and of steps that are like the one before."""
+    gradient = rng.normal(size=4096).astype(np.float32)
+    stream = Stream()
+    stream.set(gradient)
+    with Scope() as scope:
+        tensor = scope.tensor("w", gradient)
+        scope.bind(tensor, 0, gradient)  # FGS_GRAD
+        scope.bind(tensor, 1, None)  # FGS_PARAM: nothing any more
+        scope.task_begin("A")
+
+        def step():
+            scope.step_begin(c.c_uint64(1))
+            scope.gradients_ready(1.0, 0, stream.handle)
+            scope.step_end(1, stream.handle)
+
+        replay = stream.capture(GLOBAL, step)
+        for _ in range(3):
+            replay()
+        stream.wait()
+        found = [record for record in scope.records("gradient") if record.level == "model"]
+        assert [record.step for record in found] == [1, 2, 3]
+        assert all(record["norm"] == pytest.approx(np.linalg.norm(gradient.astype(np.float64)), rel=1e-5) for record in found)
+        assert not scope.records("fault")

@@ -82,3 +82,23 @@ def test_pinned_memory_takes_what_a_device_has_no_room_for(rng):
             assert ("exact" in record.flags) == expected
             if expected:
                 assert record["cosine"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_any_number_of_tensors_may_be_fed(rng):
+    """Each tensor that is fed holds a result until its batch or step is complete; none waits for another."""
+    count, n = 60, 512
+    values = rng.normal(size=(count, n)).astype(np.float32)
+    with Scope() as scope:
+        tensors = [scope.tensor(f"w{k}", values[k]) for k in range(count)]
+        gradient = rng.normal(size=(count, n)).astype(np.float32)
+        for k, tensor in enumerate(tensors):
+            scope.reference_feed("A", tensor, gradient[k], None, 1.0, None)
+        scope.reference_add("A", c.c_uint64(1), 1.0, None)
+        scope.step_begin(c.c_uint64(1))
+        for k, tensor in enumerate(tensors):
+            scope.gradient_feed(tensor, gradient[k], None, 1.0, None)
+        scope.gradients_ready(1.0, 0, None)
+        scope.step_end(1, None)
+        record, = [r for r in scope.records("interference") if r.level == "model"]
+        assert record["cosine"] == pytest.approx(1.0, abs=1e-6)
+        assert not scope.records("fault")

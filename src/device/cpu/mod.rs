@@ -93,10 +93,10 @@ impl Device for Cpu {
         (place == Place::Host).then(|| Values::zeros(len))
     }
 
-    fn copy_values(&self, _: Stream, source: &Values, target: &mut Values, at: usize) {
-        if let (Some(source), Some(target)) = (source.host(), target.host_mut()) {
-            target.values[at..at + source.values.len()].copy_from_slice(&source.values);
-        }
+    fn copy_values(&self, _: Stream, source: &Values, target: &mut Values, at: usize) -> bool {
+        let (Some(source), Some(target)) = (source.host(), target.host_mut()) else { return false };
+        target.values[at..at + source.values.len()].copy_from_slice(&source.values);
+        true
     }
 
     fn settle(&self, _: Stream, values: &mut Values) {

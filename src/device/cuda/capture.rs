@@ -15,7 +15,7 @@ use super::plan::{Plan, Tables};
 use super::results::{Health, Results, Slot};
 use super::table::{self, Control, SlotHeader, TickParams};
 use crate::device::{Lost, Pending, Stream};
-use cudarc::driver::sys::{self, CUstream};
+use cudarc::driver::sys::{self, CUevent, CUstream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,9 +62,10 @@ impl Replays {
 }
 
 /// A step that is being captured.
-pub struct Capture {
+struct Capture {
     stream: Stream,
-    control: Buffer,
+    /// Address of the replay counter.
+    control: u64,
     replays: Arc<Replays>,
 }
 
@@ -81,6 +82,15 @@ impl OwnStream {
         // SAFETY: writes one handle.
         unsafe { call!(cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32))? };
         Ok(Self(stream))
+    }
+
+    /// What comes next waits for an event.
+    pub fn after(&self, event: Option<CUevent>) -> Result<()> {
+        match event {
+            // SAFETY: both are the library's own.
+            Some(event) => unsafe { call!(cuStreamWaitEvent(self.0, event, 0)) },
+            None => Ok(()),
+        }
     }
 
     /// Writes bytes to device memory, now. `staging` is pinned and has them.
@@ -115,12 +125,13 @@ pub struct Captured {
     current: Option<Capture>,
     own: Option<OwnStream>,
     kept: Vec<Arc<Buffer>>,
+    replays: Vec<Arc<Replays>>,
     passes: Vec<(Arc<Cached>, Vec<Arc<Slot>>)>,
 }
 
 impl Captured {
     pub fn is_empty(&self) -> bool {
-        self.passes.is_empty()
+        self.replays.is_empty()
     }
 
     pub fn close(&mut self) {
@@ -169,18 +180,19 @@ impl Captured {
             every,
             slots: SLOTS as u64,
         };
+        let (control, replays) = (Arc::new(control), Arc::new(Replays { words, last: Default::default() }));
+        // Before the launch: whatever comes after it may fail, and the node is in the graph.
+        self.kept.push(control.clone());
+        self.replays.push(replays.clone());
         // SAFETY: control and words are kept until the scope closes.
         unsafe { kernels.tick.launch(1, 0, stream.0.cast(), &params)? };
-        let replays = Arc::new(Replays { words, last: Default::default() });
-        self.current = Some(Capture { stream, control, replays: replays.clone() });
+        self.current = Some(Capture { stream, control: control.address(), replays: replays.clone() });
         Ok(replays)
     }
 
     /// Ends it.
     pub fn end(&mut self) {
-        if let Some(capture) = self.current.take() {
-            self.kept.push(Arc::new(capture.control));
-        }
+        self.current = None;
     }
 
     /// A pass of the step that is being captured. `keep`: memory of kept values that it uses.
@@ -203,7 +215,7 @@ impl Captured {
         if capture.stream != stream {
             return Err(CudaError::Pointer("a captured step uses one stream".into()));
         }
-        let (control, replays) = (capture.control.address(), capture.replays.clone());
+        let (control, replays) = (capture.control, capture.replays.clone());
         let done = self.device_zeros(context, 4)?;
         let cached = Arc::new(Cached::new(context, plan)?);
         let own = self.own()?;
@@ -213,21 +225,21 @@ impl Captured {
         let slots = Slot::ring(context.allocate(Kind::Pinned, SLOTS * bytes)?, bytes, SLOTS);
         let sums = context.allocate(Kind::Device, cached.plan.most(|stage| stage.sums_bytes))?;
         let partials = context.allocate(Kind::Device, cached.plan.most(|stage| stage.partial_bytes))?;
-        let landing = table::Landing {
-            slot: slots[0].address(),
-            slot_bytes: bytes as u64,
-            sequence: first,
-            done: done.address(),
-            control,
-        };
-        let launch = Launch { landing, sums: sums.address(), partials: partials.address(), scale: 1.0 };
+        let [done, sums, partials] = [done, sums, partials].map(|buffer| {
+            let buffer = Arc::new(buffer);
+            self.kept.push(buffer.clone());
+            buffer.address()
+        });
+        let landing =
+            table::Landing { slot: slots[0].address(), slot_bytes: bytes as u64, sequence: first, done, control };
+        // Before the launches: one of them may fail, and those before it are in the graph.
+        self.kept.extend(keep);
+        self.passes.push((cached.clone(), slots.clone()));
+        let launch = Launch { landing, sums, partials, scale: 1.0 };
         // SAFETY: tables, scratch memory, slots and control are kept until the scope closes; the trainer's memory is
         // readable whenever the graph runs, as it is for the trainer's own nodes.
         unsafe { cached.launch(kernels, stream.0.cast(), &launch)? };
-        self.kept.extend([done, sums, partials].map(Arc::new));
-        self.kept.extend(keep);
         *replays.last.lock() = Some((slots.clone(), first));
-        self.passes.push((cached.clone(), slots.clone()));
         let health = health.clone();
         Ok(Pending::repeating(move |n| {
             let slot = &slots[n as usize % slots.len()];

@@ -18,8 +18,11 @@ const GRAIN: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Device,
-    /// Pinned host memory, mapped into the device's addresses.
+    /// Pinned host memory, mapped into the device's addresses, which the host writes or reads.
     Pinned,
+    /// The same for values that only kernels use: what is released may still be written by one, which is in order for the
+    /// next kernel, but not for the host.
+    Spilled,
 }
 
 /// The context of a device, and the memory taken there.
@@ -67,6 +70,11 @@ impl Context {
     /// Makes the context current for as long as the result lives.
     pub fn enter(&self) -> Result<Current> {
         Current::enter(self.handle)
+    }
+
+    /// The same for sizes that differ from call to call: rounded up by up to an eighth, so that few sizes are kept.
+    pub fn allocate_about(self: &Arc<Self>, kind: Kind, bytes: usize) -> Result<Buffer> {
+        self.allocate(kind, bytes.next_multiple_of((bytes.next_power_of_two() / 8).max(1)))
     }
 
     /// Memory of at least so many bytes, with whatever was there before.
@@ -124,7 +132,7 @@ fn take(kind: Kind, bytes: usize) -> Result<Address> {
             unsafe { call!(cuMemAlloc_v2(&mut device, bytes))? };
             Ok(Address { device, host: std::ptr::null_mut() })
         }
-        Kind::Pinned => {
+        Kind::Pinned | Kind::Spilled => {
             let mut host: *mut c_void = std::ptr::null_mut();
             let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
             // SAFETY: writes one address; the context is current.
@@ -146,7 +154,7 @@ fn free(kind: Kind, address: Address) {
     let _ = unsafe {
         match kind {
             Kind::Device => sys::cuMemFree_v2(address.device),
-            Kind::Pinned => sys::cuMemFreeHost(address.host.cast()),
+            Kind::Pinned | Kind::Spilled => sys::cuMemFreeHost(address.host.cast()),
         }
     };
 }

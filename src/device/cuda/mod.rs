@@ -36,7 +36,7 @@ use jobs::Decode;
 use memory::{Context, Kind};
 use module::Kernels;
 use parking_lot::Mutex;
-use pass::{Cached, State, is_capturing};
+use pass::{Cached, State, is_capturing, owns};
 use plan::Tables;
 use results::{Health, Landing, Results};
 use std::sync::Arc;
@@ -73,10 +73,15 @@ impl Cuda {
         self.health.failure()
     }
 
+    /// Waits until everything that was enqueued has run, graphs too. What cannot be waited for is not.
+    pub fn wait_all(&self) {
+        let _ = self.guarded(|| self.state.lock().wait_all());
+    }
+
     /// Waits until everything that was enqueued has run: where the trainer waits anyway, as when a scope closes. What will
     /// not land any more is lost from then on.
     pub fn settle_all(&self) {
-        let waited = self.guarded(|| self.state.lock().wait());
+        let waited = self.guarded(|| self.state.lock().wait_all());
         if let Err(error) = waited {
             self.health.fail(&error.to_string());
         }
@@ -102,7 +107,7 @@ impl Cuda {
         stream: Stream,
         tables: Tables,
         decode: Decode<T>,
-        used: Used,
+        mut used: Used,
         scale: f32,
     ) -> Pending<T> {
         let Self { kernels, health, context, .. } = &**self;
@@ -110,14 +115,29 @@ impl Cuda {
             let mut state = self.state.lock();
             if is_capturing(stream.0.cast())? {
                 let _relaxed = driver::Relaxed::enter()?;
+                if !owns(context, stream)? {
+                    return Err(CudaError::Pointer("the stream that is captured is of another device".into()));
+                }
                 let first = state.next_captured();
+                state.order_own()?;
                 let captured = &mut state.captured;
                 captured.own()?.zero(&used.fresh)?;
-                return captured.pass(context, kernels, health, stream, first, tables, decode, used.buffers);
+                used.filled();
+                return captured.pass(
+                    context,
+                    kernels,
+                    health,
+                    stream,
+                    first,
+                    tables,
+                    decode,
+                    std::mem::take(&mut used.buffers),
+                );
             }
             if !used.fresh.is_empty() {
                 state.zero(stream, &used.fresh)?;
             }
+            used.filled();
             let cached = state.plan(kernels, stream, tables)?;
             let landing = state.enqueue(kernels, health, stream, &cached, scale)?;
             let (cuda, decode) = (self.clone(), Arc::new(decode));
@@ -145,7 +165,9 @@ impl Cuda {
     /// The stream is being captured into a graph. Asked at every step, so without a context of ours: a thread that has none
     /// captures nothing.
     pub fn is_capturing(&self, stream: Stream) -> bool {
-        !self.health.has_failed() && is_capturing(stream.0.cast()).unwrap_or(false)
+        !self.health.has_failed()
+            && is_capturing(stream.0.cast()).unwrap_or(false)
+            && owns(&self.context, stream).unwrap_or(false)
     }
 
     /// From here to [`end_capture`](Cuda::end_capture), passes on `stream` go into a graph; of its replays every so many-th
@@ -153,7 +175,9 @@ impl Cuda {
     pub fn begin_capture(&self, stream: Stream, every: u64) -> Result<Arc<Replays>> {
         self.guarded(|| {
             let _relaxed = driver::Relaxed::enter()?;
-            self.state.lock().captured.begin(&self.context, &self.kernels, stream, every)
+            let mut state = self.state.lock();
+            state.order_own()?;
+            state.captured.begin(&self.context, &self.kernels, stream, every)
         })
     }
 
@@ -186,7 +210,7 @@ impl Drop for Cuda {
 
 impl Device for Arc<Cuda> {
     fn values(&self, _: Place, len: usize, keeping: Keeping, home: Home) -> Option<Values> {
-        let kind = if home == Home::Pinned { Kind::Pinned } else { Kind::Device };
+        let kind = if home == Home::Pinned { Kind::Spilled } else { Kind::Device };
         let format = values::format_for(keeping);
         let bytes = values::bytes_of(format, len);
         let buffer = self.guarded(|| self.context.allocate(kind, bytes)).ok()?;
@@ -198,10 +222,9 @@ impl Device for Arc<Cuda> {
         values::bytes_of(values::format_for(keeping), len) as u64
     }
 
-    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) {
-        let (Some(source), Some(target)) = (source.cuda(), target.cuda()) else { return };
-        // A failure that matters stays, and is seen by the pass that follows.
-        let _ = self.guarded(|| self.state.lock().copy(stream, source, target, at));
+    fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) -> bool {
+        let (Some(source), Some(target)) = (source.cuda(), target.cuda()) else { return false };
+        self.guarded(|| self.state.lock().copy(stream, source, target, at)).is_ok()
     }
 
     fn settle(&self, stream: Stream, values: &mut Values) {

@@ -45,7 +45,7 @@ impl State {
 
     /// Room for the same values in another format.
     fn other(&self, values: &CudaValues, format: u32) -> Result<CudaValues> {
-        let kind = if values.buffer.host().is_null() { Kind::Device } else { Kind::Pinned };
+        let kind = if values.buffer.host().is_null() { Kind::Device } else { Kind::Spilled };
         let buffer = self.context().allocate(kind, bytes_of(format, values.len))?;
         Ok(CudaValues::new(buffer, values.len, format, values.is_sum))
     }

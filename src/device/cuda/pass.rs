@@ -7,21 +7,17 @@ use super::memory::{Buffer, Context, Kind};
 use super::module::{Kernels, shared_bytes};
 use super::plan::{Plan, Tables};
 use super::results::{Health, Landing, Slot};
-use super::table::{self, FinishParams, Item, MeasureParams, Run};
+use super::table::{self, FINISHERS, FinishParams, Item, MeasureParams, Run};
 use super::values::CudaValues;
 use crate::device::Stream;
 use cudarc::driver::sys::{self, CUevent, CUstream};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Plans that are kept. A trainer has one per pass; who feeds tensors one by one from changing buffers has more, and
 /// uploads tables anyway.
 const PLANS: usize = 64;
-
-/// Results of one size that may be on their way: three passes of each step that may wait, so that no step waits for a slot.
-const SLOTS: usize = 24;
 
 /// What is between two calls.
 pub struct State {
@@ -75,8 +71,8 @@ impl Cached {
     /// The tables in pinned memory; they are still to be uploaded.
     pub fn new(context: &Arc<Context>, plan: Plan) -> Result<Self> {
         let bytes = plan.bytes();
-        let tables = context.allocate(Kind::Device, bytes.len())?;
-        let staging = context.allocate(Kind::Pinned, bytes.len())?;
+        let tables = context.allocate_about(Kind::Device, bytes.len())?;
+        let staging = context.allocate_about(Kind::Pinned, bytes.len())?;
         // SAFETY: the buffer is at least as long as the bytes, and nobody else has it.
         unsafe { staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(Self { plan, bytes, tables, staging, latest: AtomicU64::new(0) })
@@ -127,7 +123,7 @@ impl Cached {
             // SAFETY: the tables are as the plan says; the rest is the caller's promise.
             unsafe {
                 kernels.of(stage).launch(blocks, shared, stream, &measure)?;
-                kernels.finish.launch(count, 0, stream, &finish)?;
+                kernels.finish.launch(count * FINISHERS, 0, stream, &finish)?;
             }
         }
         Ok(())
@@ -146,26 +142,18 @@ struct Slots {
 }
 
 impl Slots {
-    /// A slot that nobody waits for: a new one, or where there are enough of them, that which the drain thread is done with
-    /// first. Steps never wait here, since the scope lets only a few of them be on their way; reference batches may, when the
-    /// trainer has queued [`SLOTS`] of them.
-    fn take(&mut self, context: &Arc<Context>, health: &Health, bytes: usize) -> Result<Arc<Slot>> {
+    /// A slot that nobody waits for, or a new one. Never waits: who feeds tensor by tensor holds a slot for each until the
+    /// step or batch is complete.
+    fn take(&mut self, context: &Arc<Context>, bytes: usize) -> Result<Arc<Slot>> {
         let slots = self.by_size.entry(bytes).or_default();
-        loop {
-            // The list's own is the only count.
-            if let Some(free) = slots.iter().find(|slot| Arc::strong_count(slot) == 1) {
-                return Ok(free.clone());
-            }
-            if slots.len() < SLOTS {
-                let slot = Arc::new(Slot::new(context.allocate(Kind::Pinned, bytes)?));
-                slots.push(slot.clone());
-                return Ok(slot);
-            }
-            if let Some(reason) = health.failure() {
-                return Err(CudaError::Failed(reason));
-            }
-            std::thread::sleep(Duration::from_micros(200));
+        // The list's own is the only count.
+        let is_free = |slot: &Arc<Slot>| Arc::strong_count(slot) == 1;
+        if let Some(free) = slots.iter().find(|slot| is_free(slot)) {
+            return Ok(free.clone());
         }
+        let slot = Arc::new(Slot::new(context.allocate(Kind::Pinned, bytes)?));
+        slots.push(slot.clone());
+        Ok(slot)
     }
 
     /// The highest number that has landed: passes run in the order of their numbers.
@@ -205,16 +193,26 @@ impl State {
 
     /// Waits until everything that was enqueued has run.
     pub fn wait(&mut self) -> Result<()> {
-        if !self.captured.is_empty() {
-            // Nothing else tells when a graph has run.
-            // SAFETY: the context is current.
-            unsafe { call!(cuCtxSynchronize())? };
-        }
         if self.stream.is_none() {
             return Ok(());
         }
         // SAFETY: the event was created by `new`.
         unsafe { call!(cuEventSynchronize(self.event.0)) }
+    }
+
+    /// Waits for graphs too, of which nothing else tells when they have run: for everything in the context.
+    pub fn wait_all(&mut self) -> Result<()> {
+        if !self.captured.is_empty() {
+            // SAFETY: the context is current.
+            unsafe { call!(cuCtxSynchronize())? };
+        }
+        self.wait()
+    }
+
+    /// What is enqueued on the library's own stream comes after everything before it.
+    pub fn order_own(&mut self) -> Result<()> {
+        let event = self.stream.map(|_| self.event.0);
+        self.captured.own()?.after(event)
     }
 
     /// What comes next on `stream` runs after everything before it on other streams.
@@ -223,11 +221,25 @@ impl State {
         if is_capturing(handle)? {
             return Err(CudaError::Pointer("this call cannot be captured into a graph; only steps can".into()));
         }
-        if self.stream.is_some_and(|before| before != stream) {
+        self.expect_own(stream)?;
+        // Also where the handle is the same: it may be another stream, of another thread or made anew.
+        if self.stream.is_some() {
             // SAFETY: the event was created by `new` and recorded by `end`; the stream is the trainer's.
             unsafe { call!(cuStreamWaitEvent(handle, self.event.0, 0))? };
         }
         Ok(handle)
+    }
+
+    /// The stream is of this device's context. A scope may have tensors on several devices, but a stream is of one.
+    fn expect_own(&self, stream: Stream) -> Result<()> {
+        if owns(&self.context, stream)? {
+            return Ok(());
+        }
+        let ordinal = self.context.ordinal;
+        Err(CudaError::Pointer(format!(
+            "the stream is not of CUDA device {ordinal}, which has the tensors; where a scope has tensors on several devices, \
+             pass the default stream"
+        )))
     }
 
     pub fn end(&mut self, stream: Stream) -> Result<()> {
@@ -280,7 +292,7 @@ impl State {
         scale: f32,
     ) -> Result<Landing> {
         let handle = self.begin(stream)?;
-        let slot = self.slots.take(&self.context, health, cached.plan.slot_bytes)?;
+        let slot = self.slots.take(&self.context, cached.plan.slot_bytes)?;
         let sequence = self.next();
         cached.latest.store(sequence, Ordering::Relaxed);
         let done = self.done(handle)?;
@@ -315,6 +327,8 @@ impl State {
         }
         let cached = Arc::new(Cached::new(&self.context, plan)?);
         let handle = self.begin(stream)?;
+        // The upload reads until what is enqueued next has landed, whichever it is.
+        cached.latest.store(self.sequence + 1, Ordering::Relaxed);
         // SAFETY: both buffers are as long, and the plan keeps both for as long as something of it is still to run.
         cached.upload(|tables, staging, bytes| unsafe {
             call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, handle))
@@ -345,6 +359,19 @@ impl State {
         unsafe { call!(cuMemcpyDtoDAsync_v2(to, source.buffer.address(), bytes, handle))? };
         self.end(stream)
     }
+}
+
+/// The stream is one of this context's.
+pub fn owns(context: &Context, stream: Stream) -> Result<bool> {
+    /// Below are the default streams, which every context has.
+    const HANDLES: usize = 3;
+    if (stream.0 as usize) < HANDLES {
+        return Ok(true);
+    }
+    let mut of = std::ptr::null_mut();
+    // SAFETY: writes one handle; legal whatever the stream is doing.
+    unsafe { call!(cuStreamGetCtx(stream.0.cast(), &mut of))? };
+    Ok(of == context.handle)
 }
 
 /// Work on the stream goes into a graph instead of running.

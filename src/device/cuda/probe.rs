@@ -88,7 +88,7 @@ impl Cuda {
             entry
         };
         let rows: Vec<_> = job.rows.iter().map(entry).collect();
-        let scratch = self.context.allocate(Kind::Device, 4 * values)?;
+        let scratch = self.context.allocate_about(Kind::Device, 4 * values)?;
         let landing = self.probe(stream, first_value + 4 * values, &rows, |prepared, handle| {
             let mut params = AttentionParams {
                 landing: prepared.landing,
@@ -134,8 +134,8 @@ impl Cuda {
         entries: &[T],
         launch: impl FnOnce(&Prepared, cudarc::driver::sys::CUstream) -> Result<()>,
     ) -> Result<Landing> {
-        let slot = Arc::new(Slot::new(self.context.allocate(Kind::Pinned, bytes)?));
-        let table = self.context.allocate(Kind::Pinned, size_of_val(entries))?;
+        let slot = Arc::new(Slot::new(self.context.allocate_about(Kind::Pinned, bytes)?));
+        let table = self.context.allocate_about(Kind::Pinned, size_of_val(entries))?;
         let entries: &[u8] = bytemuck::cast_slice(entries);
         // SAFETY: the table is at least as long and nobody else's.
         unsafe { table.host().copy_from_nonoverlapping(entries.as_ptr(), entries.len()) };

@@ -7,6 +7,8 @@ use bytemuck::{Pod, Zeroable};
 pub const TILE: u64 = 2048;
 /// Chunks of the sketch are 256 buckets wide.
 pub const COLUMNS: usize = 256;
+/// Blocks that finish an item.
+pub const FINISHERS: u32 = 8;
 /// References that one item is paired with at most.
 pub const PAIRS: usize = 4;
 

@@ -17,13 +17,13 @@ pub struct CudaValues {
     /// A sum of gradients, which may be packed.
     pub is_sum: bool,
     /// They are zero, but nothing has been written yet: the first launch that uses them writes the zeros.
-    fresh: AtomicBool,
+    fresh: Arc<AtomicBool>,
 }
 
 impl CudaValues {
     /// Zeros.
     pub fn new(buffer: Buffer, len: usize, format: u32, is_sum: bool) -> Self {
-        Self { buffer: Arc::new(buffer), len, format, is_sum, fresh: AtomicBool::new(true) }
+        Self { buffer: Arc::new(buffer), len, format, is_sum, fresh: Arc::new(AtomicBool::new(true)) }
     }
 
     /// Address and length in bytes if the zeros are still to be written; the caller does it before anything else.
@@ -58,6 +58,8 @@ impl CudaValues {
 pub struct Used {
     /// Addresses and lengths of those that are used for the first time: they are still to be filled with zeros.
     pub fresh: Vec<(u64, usize)>,
+    /// They become fresh again if that fails.
+    unfilled: Vec<Arc<AtomicBool>>,
     pub buffers: Vec<Arc<Buffer>>,
 }
 
@@ -65,10 +67,24 @@ impl Used {
     pub fn of<'a>(values: impl Iterator<Item = &'a Values>) -> Self {
         let mut used = Self::default();
         for values in values.filter_map(Values::cuda) {
-            used.fresh.extend(values.take_fresh());
+            if let Some(fresh) = values.take_fresh() {
+                used.fresh.push(fresh);
+                used.unfilled.push(values.fresh.clone());
+            }
             used.buffers.push(values.buffer.clone());
         }
         used
+    }
+
+    /// The zeros are enqueued.
+    pub fn filled(&mut self) {
+        self.unfilled.clear();
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        self.unfilled.drain(..).for_each(|fresh| fresh.store(true, Ordering::Relaxed));
     }
 }
 
@@ -105,7 +121,7 @@ pub fn format_for(keeping: Keeping) -> u32 {
 pub fn entry(kept: Kept) -> KeptEntry {
     let Span { start, end } = kept.span;
     // A place's device is handed values of that place only; without an address nothing is read.
-    let Some(values) = kept.values.cuda() else { return KeptEntry { start, end, ..KeptEntry::default() } };
+    let Some(values) = kept.values.cuda() else { return KeptEntry::default() };
     KeptEntry {
         address: values.buffer.address(),
         exponents: values.exponents(),

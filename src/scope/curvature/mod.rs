@@ -158,6 +158,7 @@ impl Front {
     /// Until the run is over, the bound parameters must be writable, and be used by nobody else during calls.
     pub unsafe fn curvature_begin(&mut self, task: &str, settings: Settings) -> Result<()> {
         settings.check()?;
+        self.wait_for_replays();
         self.expect_idle("fgs_curvature_begin")?;
         if self.pending.is_some() {
             return Err(Error::WrongPhase(
@@ -324,6 +325,8 @@ impl Front {
     /// Puts the parameters back and hands over what was found.
     fn complete_curvature(&mut self) {
         let State::Running(run) = std::mem::take(&mut self.curvature.state) else { return };
+        // The task may be at home from now on, and memory is given back.
+        self.changed();
         self.put_back(&run);
         let (reserved, is_base) = (run.reserved, run.is_base);
         let (_, total) = run.progress();

@@ -39,6 +39,7 @@ impl Front {
     /// A pass over the probe of `task` begins. `continued`: the weights are those after so many more updates on the task
     /// itself, in the run of that number, and the pass says what change is usual. `base`: it becomes the base whatever task is being trained.
     pub fn probe_begin(&mut self, task: &str, continued: Option<(u64, u32)>, base: bool) -> Result<()> {
+        self.wait_for_replays();
         self.expect_idle("fgs_probe_begin")?;
         let known = self.tasks.list.iter().position(|known| known.name == task);
         let earlier = known.and_then(|id| self.tasks.list[id].base.as_ref());

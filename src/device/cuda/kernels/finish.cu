@@ -24,13 +24,15 @@ __device__ __forceinline__ void finish_sums(const Item& item, const double* sums
 }
 
 template <typename Bucket>
-__device__ __forceinline__ void finish_sketch(const Item& item, const Bucket* partial, Bucket* out)
+__device__ __forceinline__ void finish_sketch(const Item& item, u32 share, const Bucket* partial, Bucket* out)
 {
     const u64 buckets = item.buckets;
+    const u64 first = share * THREADS + threadIdx.x;
+    constexpr u64 STEP = FINISHERS * THREADS;
     if (item.flags & ITEM_IDENTITY) {
-        for (u64 bucket = item.start + threadIdx.x; bucket < item.end; bucket += THREADS) out[bucket] = partial[bucket];
+        for (u64 bucket = item.start + first; bucket < item.end; bucket += STEP) out[bucket] = partial[bucket];
     } else if (item.sketch_rows > 0) {
-        for (u64 bucket = threadIdx.x; bucket < buckets; bucket += THREADS) {
+        for (u64 bucket = first; bucket < buckets; bucket += STEP) {
             double total = 0.0;
             for (u32 block = 0; block < item.blocks; ++block) total += (double)partial[block * buckets + bucket];
             out[bucket] = (Bucket)total;
@@ -40,17 +42,18 @@ __device__ __forceinline__ void finish_sketch(const Item& item, const Bucket* pa
 
 } // namespace
 
-// Launch: one block of 256 threads per item.
+// Launch: FINISHERS blocks of 256 threads per item.
 KERNEL(fgs_finish, 256, FinishParams)
 {
     if (is_idle(p.landing.control)) return;
     const u64 slot = slot_of(p.landing);
-    const Item& item = p.items[blockIdx.x];
-    const u32 share = p.is_wide ? 2 : 1;
-    finish_sums(item, p.sums + item.sums * share * SUMS, item.blocks * share, (double*)(slot + item.out_sums));
-    if (p.is_wide)
-        finish_sketch<double>(item, (const double*)p.partials + item.partial, (double*)(slot + item.out_sketch));
-    else
-        finish_sketch<float>(item, (const float*)p.partials + item.partial, (float*)(slot + item.out_sketch));
+    const Item& item = p.items[blockIdx.x / FINISHERS];
+    const u32 share = blockIdx.x % FINISHERS;
+    const u32 halves = p.is_wide ? 2 : 1;
+    const u64 out = slot + item.out_sketch;
+    if (share == 0)
+        finish_sums(item, p.sums + item.sums * halves * SUMS, item.blocks * halves, (double*)(slot + item.out_sums));
+    if (p.is_wide) finish_sketch<double>(item, share, (const double*)p.partials + item.partial, (double*)out);
+    else finish_sketch<float>(item, share, (const float*)p.partials + item.partial, (float*)out);
     land(p.landing, p.is_last);
 }

@@ -8,6 +8,9 @@ constexpr u32 CHUNK = 256;
 constexpr u32 TILE_CHUNKS = 8;
 constexpr u32 TILE = CHUNK * TILE_CHUNKS;
 
+// Blocks that finish an item: each adds its share of the buckets.
+constexpr u32 FINISHERS = 8;
+
 // References that one item is paired with at most; more take another item.
 constexpr u32 PAIRS = 4;
 
