@@ -33,7 +33,7 @@
 // Graphs.    fgs_step_begin, fgs_gradients_ready and fgs_step_end may be called once while a stream is captured into a CUDA
 //            graph. Every replay is then a step, counted on from the captured one. What is bound and kept at the capture is
 //            what replays are measured against: capture again when a task ends. Nothing else can be captured. Destroy
-//            graphs before fgs_close.
+//            graphs before fgs_close, and contexts of your own making after it.
 
 
 #ifndef FORGETSCOPE_H
@@ -65,7 +65,7 @@ typedef struct fgs_dltensor {
     /* First byte of the allocation. */
     void *data;
     struct {
-        /* DLDeviceType: 1 host, 2 CUDA, 3 pinned host. */
+        /* DLDeviceType: 1 host, 2 CUDA, 3 pinned host, 13 CUDA managed. */
         int32_t device_type;
         int32_t device_id;
     } device;
@@ -811,7 +811,7 @@ fgs_status fgs_gradients_ready(fgs_scope *scope,
 
 // The step is over. `applied`: 1 if the update was made, 0 if the trainer skipped it (overflow, say).
 //
-// Reads the bound parameters as they are after the update; all reading is over when the call returns. stream: NULL for
+// Reads the bound parameters as they are after the update: during the call, or in the order of `stream`. stream: NULL for
 // host memory. Errors: FGS_ERROR_PHASE if no step has begun.
 //
 // Requires:

@@ -109,7 +109,7 @@ fn values_are_zero_at_first_and_copied_where_they_belong() {
         let source = devices.kept(&values(4, 500));
         let mut fresh = devices.sum(1_000);
         for target in [&mut target, &mut fresh] {
-            devices.cuda.copy_values(Stream::NULL, &source, target, 300);
+            assert!(devices.cuda.copy_values(Stream::NULL, &source, target, 300));
             let found = devices.read(target);
             assert_eq!(bits(&found[300..800]), bits(&values(4, 500)));
             assert!(found[..300].iter().chain(&found[800..]).all(|x| *x == 0.0));

@@ -107,7 +107,7 @@ pub unsafe extern "C" fn fgs_gradients_ready(
 
 /// The step is over. `applied`: 1 if the update was made, 0 if the trainer skipped it (overflow, say).
 ///
-/// Reads the bound parameters as they are after the update; all reading is over when the call returns. stream: NULL for
+/// Reads the bound parameters as they are after the update: during the call, or in the order of `stream`. stream: NULL for
 /// host memory. Errors: FGS_ERROR_PHASE if no step has begun.
 ///
 /// # Safety

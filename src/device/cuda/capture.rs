@@ -55,7 +55,7 @@ impl Replays {
         self.word(1).load(Ordering::Relaxed)
     }
 
-    /// Replays so far.
+    /// Replays that the device has run.
     pub fn count(&self) -> u64 {
         self.word(2).load(Ordering::Relaxed)
     }
