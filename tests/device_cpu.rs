@@ -401,7 +401,7 @@ fn squares_are_of_what_was_read() {
 fn values_are_copied_where_they_belong() {
     let device = Cpu::new(1).unwrap();
     let mut target = device.values(Place::Host, 7, Keeping::Sum, Home::Near).unwrap();
-    device.copy_values(Stream::NULL, &Values::from(vec![1.0, 2.0]), &mut target, 3);
+    assert!(device.copy_values(Stream::NULL, &Values::from(vec![1.0, 2.0]), &mut target, 3));
     assert_eq!(floats(&target), [0.0, 0.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
     device.settle(Stream::NULL, &mut target);
     let host = target.host().unwrap();
