@@ -18,8 +18,8 @@ const CUDA_DEVICES: usize = 64;
 /// The devices of this process.
 pub struct Machine {
     cpu: Cpu,
-    /// By ordinal, from the first time that memory of theirs is named.
-    cuda: [OnceLock<Result<Arc<Cuda>, CudaError>>; CUDA_DEVICES],
+    /// By ordinal, from the first time that memory of theirs is named and they could be opened.
+    cuda: [OnceLock<Arc<Cuda>>; CUDA_DEVICES],
     packing: Packing,
 }
 
@@ -33,18 +33,27 @@ impl Machine {
         Self { packing, ..self }
     }
 
-    /// The device that reads `place`, if this build has one.
-    fn device(&self, place: Place) -> Option<&dyn Device> {
+    /// The device that reads `place`, or why there is none.
+    fn device(&self, place: Place) -> Result<&dyn Device, CudaError> {
         match place {
-            Place::Host => Some(&self.cpu),
-            Place::Cuda(ordinal) => self.cuda(ordinal).ok().map(|cuda| cuda as &dyn Device),
+            Place::Host => Ok(&self.cpu),
+            Place::Cuda(ordinal) => self.cuda(ordinal).map(|cuda| cuda as &dyn Device),
         }
     }
 
     fn cuda(&self, ordinal: u32) -> Result<&Arc<Cuda>, CudaError> {
         let none = || CudaError::Pointer(format!("there are at most {CUDA_DEVICES} CUDA devices"));
         let device = self.cuda.get(ordinal as usize).ok_or_else(none)?;
-        device.get_or_init(|| Cuda::open(ordinal, self.packing)).as_ref().map_err(CudaError::clone)
+        match device.get() {
+            Some(cuda) => Ok(cuda),
+            // Not remembered where it fails: a device that has no memory now may have some when the next tensor is bound.
+            None => Cuda::open(ordinal, self.packing).map(|cuda| device.get_or_init(|| cuda)),
+        }
+    }
+
+    /// The devices that were opened.
+    fn opened(&self) -> impl Iterator<Item = &Arc<Cuda>> {
+        self.cuda.iter().filter_map(OnceLock::get)
     }
 
     /// Gets the device that reads `place` ready; says why where there is none.
@@ -61,7 +70,7 @@ impl Machine {
     /// The device whose stream this is, if the stream is being captured into a graph.
     fn capturing(&self, stream: Stream) -> Option<&Arc<Cuda>> {
         // The legacy default stream cannot be captured.
-        let mut open = self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).filter(|_| stream != Stream::NULL);
+        let mut open = self.opened().filter(|_| stream != Stream::NULL);
         open.find(|cuda| cuda.is_capturing(stream))
     }
 
@@ -78,17 +87,17 @@ impl Machine {
 
     /// The step that is captured is complete.
     pub fn end_capture(&self) {
-        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(|cuda| cuda.end_capture());
+        self.opened().for_each(|cuda| cuda.end_capture());
     }
 
     /// Waits until devices have run what was enqueued on them, graphs too. What cannot be waited for is not.
     pub fn wait_all(&self) {
-        self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()).for_each(|cuda| cuda.wait_all());
+        self.opened().for_each(|cuda| cuda.wait_all());
     }
 
     /// The same at the end: what has not landed then never will.
     pub fn settle_all(&self) {
-        for cuda in self.cuda.iter().filter_map(|cuda| cuda.get()?.as_ref().ok()) {
+        for cuda in self.opened() {
             cuda.settle_all();
         }
     }
@@ -100,7 +109,8 @@ impl Machine {
         place: impl Fn(&J) -> Place,
         call: impl Fn(&dyn Device, Vec<J>) -> Pending<Vec<F>>,
     ) -> Pending<Vec<F>> {
-        let call = |place, jobs| self.device(place).map_or_else(|| lost(place), |device| call(device, jobs));
+        let call =
+            |place, jobs| self.device(place).map_or_else(|error| lost(place, &error), |device| call(device, jobs));
         let Some(first) = jobs.first().map(&place) else { return Pending::nothing() };
         if jobs.iter().all(|job| place(job) == first) {
             return call(first, jobs);
@@ -128,13 +138,13 @@ fn in_order<F>(numbers: Vec<usize>, found: impl Iterator<Item = F>) -> Vec<F> {
     numbered.into_iter().map(|(_, found)| found).collect()
 }
 
-fn lost<T: Send + 'static>(place: Place) -> Pending<T> {
-    Pending::lost(Lost(format!("there is no device that reads {place}")))
+fn lost<T: Send + 'static>(place: Place, error: &CudaError) -> Pending<T> {
+    Pending::lost(Lost(format!("no device reads {place}: {error}")))
 }
 
 impl Device for Machine {
     fn values(&self, place: Place, len: usize, keeping: Keeping, home: Home) -> Option<Values> {
-        self.device(place)?.values(place, len, keeping, home)
+        self.device(place).ok()?.values(place, len, keeping, home)
     }
 
     fn value_bytes(&self, place: Place, len: usize, keeping: Keeping) -> u64 {
@@ -142,11 +152,11 @@ impl Device for Machine {
     }
 
     fn copy_values(&self, stream: Stream, source: &Values, target: &mut Values, at: usize) -> bool {
-        self.device(source.place()).is_some_and(|device| device.copy_values(stream, source, target, at))
+        self.device(source.place()).is_ok_and(|device| device.copy_values(stream, source, target, at))
     }
 
     fn settle(&self, stream: Stream, values: &mut Values) {
-        if let Some(device) = self.device(values.place()) {
+        if let Ok(device) = self.device(values.place()) {
             device.settle(stream, values);
         }
     }
@@ -165,14 +175,14 @@ impl Device for Machine {
 
     fn rows(&self, stream: Stream, job: RowsJob) -> Pending<Vec<f32>> {
         let place = job.memory.place;
-        self.device(place).map_or_else(|| lost(place), |device| device.rows(stream, job))
+        self.device(place).map_or_else(|error| lost(place, &error), |device| device.rows(stream, job))
     }
 
     fn attention(&self, stream: Stream, job: AttentionJob) -> Pending<AttentionFound> {
         let Some(place) = job.source.place() else {
             return Pending::lost(Lost("queries, keys and log-sum-exp lie in different places".into()));
         };
-        self.device(place).map_or_else(|| lost(place), |device| device.attention(stream, job))
+        self.device(place).map_or_else(|error| lost(place, &error), |device| device.attention(stream, job))
     }
 
     fn memory_bytes(&self, place: Place) -> u64 {
