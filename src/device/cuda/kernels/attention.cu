@@ -5,12 +5,12 @@
 // the visible keys are read once per row and head.
 #include "landing.cuh"
 #include "numbers.cuh"
+#include "reduce.cuh"
 
 namespace {
 
 constexpr u32 THREADS = 128;
 constexpr u32 WARPS = THREADS / 32;
-constexpr u32 ALL_LANES = 0xffffffffu;
 
 __device__ __forceinline__ float read(const View& view, u64 a, u64 b, u64 c, u64 d)
 {
@@ -22,21 +22,6 @@ __device__ __forceinline__ float add(float a, float b) { return a + b; }
 
 // Of two numbers the larger, of a number and NaN the number.
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
-
-// One number of all threads, by a fixed tree; in every thread.
-template <typename Combine> __device__ __forceinline__ float reduce(float value, Combine combine)
-{
-    __shared__ float warps[WARPS];
-#pragma unroll
-    for (u32 step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(ALL_LANES, value, step));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-    __syncthreads();
-    float total = warps[0];
-#pragma unroll
-    for (u32 warp = 1; warp < WARPS; ++warp) total = combine(total, warps[warp]);
-    return total;
-}
 
 // Logits of the row into `out`.
 __device__ __forceinline__ void logits(const AttentionParams& p, const AttentionRow& row, u32 head, float* out)
@@ -72,23 +57,24 @@ KERNEL(fgs_attention, 128, AttentionParams)
     const float nan = __uint_as_float(0x7fc00000u);
     const float lse = has_lse ? read(p.log_sum_exp, row.sequence, head, row.position, 0) : nan;
     if (!is_given) logits(p, row, head, work);
+    __shared__ float warps[WARPS];
     float most = nan;
     for (u64 k = threadIdx.x; k < row.keys; k += THREADS) {
         if (is_given) work[k] = read(p.probabilities, row.sequence, head, row.position, row.first_key + k);
         most = larger(most, work[k]);
     }
-    most = reduce(most, larger);
+    most = reduce(most, warps, larger);
     float sum = 0.0f;
     for (u64 k = threadIdx.x; k < row.keys; k += THREADS) {
         if (!is_given) work[k] = expf(work[k] - (has_lse ? lse : most));
         sum += work[k];
     }
-    sum = reduce(sum, add);
+    sum = reduce(sum, warps, add);
     if (!is_given && !has_lse) {
         const float total = sum;
         sum = 0.0f;
         for (u64 k = threadIdx.x; k < row.keys; k += THREADS) sum += work[k] /= total;
-        sum = reduce(sum, add);
+        sum = reduce(sum, warps, add);
     }
     float* out = (float*)(slot + p.out_values) + first;
     for (u64 k = threadIdx.x; k < row.keys; k += THREADS) out[k] = work[k];

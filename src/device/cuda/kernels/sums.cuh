@@ -2,6 +2,7 @@
 // and a block's total.
 #pragma once
 
+#include "reduce.cuh"
 #include "tile.cuh"
 
 namespace {
@@ -78,21 +79,6 @@ __device__ __forceinline__ void pair(Sums& sums, u32 k, const float (&d)[N], flo
         sums.conflicts[j] += conflicts;
         sums.active[j] += active;
     }
-}
-
-// One number of all threads, by a fixed tree; valid in thread 0.
-template <typename T, typename Combine>
-__device__ __forceinline__ T reduce(T value, T (&warps)[WARPS], Combine combine)
-{
-#pragma unroll
-    for (u32 step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(ALL_LANES, value, step));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-    __syncthreads();
-    T total = warps[0];
-#pragma unroll
-    for (u32 warp = 1; warp < WARPS; ++warp) total = combine(total, warps[warp]);
-    return total;
 }
 
 __device__ __forceinline__ void flush_sums(const Sums& sums, u32 pairs, double* out)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "numbers.cuh"
+#include "reduce.cuh"
 #include "runs.cuh"
 #include "tables.cuh"
 
@@ -10,7 +11,6 @@ namespace {
 
 constexpr u32 THREADS = 128;
 constexpr u32 WARPS = THREADS / 32;
-constexpr u32 ALL_LANES = 0xffffffffu;
 // Chunks that are placed at once, one per lane.
 constexpr u32 PLACED = 32;
 constexpr u32 INFINITE = 0x7f800000u;
