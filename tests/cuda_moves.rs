@@ -141,7 +141,7 @@ fn slices_are_read_into_vectors() {
                 ] {
                     let mut vector = before.clone();
                     let job = GatherJob { read: slice.on_device(), gather, values: &mut vector };
-                    let bad = devices.cuda.gather(Stream::NULL, &mut [job]);
+                    let bad = devices.cuda.gather(Stream::NULL, &mut [job]).expect("read");
                     let expected: Vec<f32> = before.iter().zip(&expected).map(|(&y, &x)| make(y, x)).collect();
                     let is_same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan();
                     assert!(vector.iter().zip(&expected).all(is_same), "{dtype:?} {gather:?}");
@@ -165,7 +165,7 @@ fn slices_are_written_and_put_back() {
             let (direction, step) = (values(9, end), 0.37);
             let mut original = vec![0.0; end];
             let job = GatherJob { read: slice.on_device(), gather: Gather::Copy, values: &mut original };
-            devices.cuda.gather(Stream::NULL, &mut [job]);
+            devices.cuda.gather(Stream::NULL, &mut [job]).expect("read");
             // SAFETY: the tensor is the test's, and no element of it is two of a slice.
             let target = unsafe { slice.tensor.on_device(0).writable() }.expect("fp32");
             let scatter = |direction: &[f32]| {
@@ -200,7 +200,7 @@ fn long_slices_are_moved_in_parts() {
         let slice = Slice::whole(DType::F32, &source, 1024);
         let mut vector = vec![0.0; source.len()];
         let job = GatherJob { read: slice.on_device(), gather: Gather::Copy, values: &mut vector };
-        assert_eq!(devices.cuda.gather(Stream::NULL, &mut [job]), 0);
+        assert_eq!(devices.cuda.gather(Stream::NULL, &mut [job]).expect("read"), 0);
         assert!(bits(&vector) == bits(&source));
     });
 }

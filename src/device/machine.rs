@@ -97,9 +97,7 @@ impl Machine {
 
     /// The same at the end: what has not landed then never will.
     pub fn settle_all(&self) {
-        for cuda in self.opened() {
-            cuda.settle_all();
-        }
+        self.opened().for_each(|cuda| cuda.settle_all());
     }
 
     /// Hands each job to the device of its place; what is found comes back in the order of the jobs.
@@ -197,8 +195,8 @@ impl Machine {
         let shares = jobs.chunk_by_mut(|one, next| one.read.memory.place == next.read.memory.place);
         let gather = |jobs: &mut [GatherJob]| match jobs[0].read.memory.place {
             Place::Host => self.cpu.gather(jobs),
-            Place::Cuda(ordinal) => match self.cuda(ordinal) {
-                Ok(cuda) => cuda.gather(stream, jobs),
+            Place::Cuda(ordinal) => match self.cuda(ordinal).and_then(|cuda| cuda.gather(stream, jobs)) {
+                Ok(bad) => bad,
                 // What cannot be read is no number.
                 Err(_) => jobs.iter_mut().fold(0, |bad, job| {
                     job.values.fill(f32::NAN);
@@ -219,9 +217,9 @@ impl Machine {
 
     /// Writes slices of the parameters, and waits until that is done. `false`: a device failed.
     pub fn scatter(&self, stream: Stream, jobs: &mut [ScatterJob]) -> bool {
-        let mut shares = jobs.chunk_by_mut(|one, next| one.target.place == next.target.place);
+        let shares = jobs.chunk_by_mut(|one, next| one.target.place == next.target.place);
         // Each of them is tried, whatever becomes of the others.
-        shares.by_ref().fold(true, |done, jobs| {
+        shares.fold(true, |done, jobs| {
             let is_done = match jobs[0].target.place {
                 Place::Host => self.cpu.scatter(jobs),
                 Place::Cuda(ordinal) => self.cuda(ordinal).is_ok_and(|cuda| cuda.scatter(stream, jobs)),

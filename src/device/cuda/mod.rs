@@ -134,12 +134,12 @@ impl Cuda {
                     std::mem::take(&mut used.buffers),
                 );
             }
-            if !used.fresh.is_empty() {
-                state.zero(stream, &used.fresh)?;
-            }
-            used.filled();
-            let cached = state.plan(kernels, stream, tables)?;
-            let landing = state.enqueue(kernels, health, stream, &cached, scale)?;
+            let (cached, landing) = state.on(stream, |state, stream| {
+                state.fill(stream, &mut used)?;
+                let cached = state.plan(kernels, stream, tables)?;
+                let landing = state.enqueue(kernels, health, stream, &cached, scale)?;
+                Ok((cached, landing))
+            })?;
             let (cuda, decode) = (self.clone(), Arc::new(decode));
             let pending = landed(landing, cached.clone(), decode.clone());
             Ok(pending.with_again(move |stream| cuda.pass_again(stream, &cached, &decode, scale)))
@@ -155,7 +155,9 @@ impl Cuda {
         decode: &Arc<Decode<T>>,
         scale: f32,
     ) -> Pending<T> {
-        let enqueued = self.guarded(|| self.state.lock().enqueue(&self.kernels, &self.health, stream, cached, scale));
+        let Self { kernels, health, .. } = self;
+        let enqueue = |state: &mut State, stream| state.enqueue(kernels, health, stream, cached, scale);
+        let enqueued = self.guarded(|| self.state.lock().on(stream, enqueue));
         match enqueued {
             Ok(landing) => landed(landing, cached.clone(), decode.clone()),
             Err(error) => self.lost(&error),
@@ -235,10 +237,11 @@ impl Device for Arc<Cuda> {
 
     fn gradients(&self, stream: Stream, jobs: Vec<GradientJob>) -> Pending<Vec<GradientFound>> {
         if jobs.is_empty() {
-            return Pending::ready(Vec::new());
+            return Pending::nothing();
         }
         let mut tables = Tables::default();
-        let used = Used::of(jobs.iter().flat_map(|job| job.references.iter().flatten().map(|kept| kept.values)));
+        let used =
+            Used::of(jobs.iter().flat_map(|job| job.references.iter().flatten().filter_map(|kept| kept.values.cuda())));
         let decode = jobs::gradients(&mut tables, jobs);
         self.pass(stream, tables, decode, used, 1.0)
     }
@@ -256,7 +259,7 @@ impl Device for Arc<Cuda> {
             let scale = *scale;
             let of_scale: Vec<_> = std::iter::from_fn(|| jobs.next_if(|job| job.scale == scale)).collect();
             let mut tables = Tables::default();
-            let used = Used::of(of_scale.iter().filter_map(|job| job.sum.as_ref().map(|(_, values)| &**values)));
+            let used = Used::of(of_scale.iter().filter_map(|job| job.sum.as_ref()?.1.cuda()));
             let decode = jobs::accumulate(&mut tables, of_scale);
             passes.push(self.pass(stream, tables, decode, used, scale));
         }
@@ -265,14 +268,14 @@ impl Device for Arc<Cuda> {
 
     fn parameters(&self, stream: Stream, jobs: Vec<ParameterJob>) -> Pending<Vec<ParameterFound>> {
         if jobs.is_empty() {
-            return Pending::ready(Vec::new());
+            return Pending::nothing();
         }
         let mut tables = Tables::default();
         let kept = jobs.iter().flat_map(|job| {
             let tasks = job.tasks.iter().flat_map(TaskJob::kept);
             tasks.chain(job.copy.as_ref().map(|copy| &*copy.values))
         });
-        let used = Used::of(kept);
+        let used = Used::of(kept.filter_map(Values::cuda));
         let decode = jobs::parameters(&mut tables, jobs);
         self.pass(stream, tables, decode, used, 1.0)
     }
@@ -291,30 +294,13 @@ impl Device for Arc<Cuda> {
 }
 
 impl Cuda {
-    /// Writes the zeros of values that are used for the first time. A failure that matters stays, and is seen by the pass.
-    fn zero(&self, stream: Stream, fresh: Vec<(u64, usize)>) {
-        if !fresh.is_empty() {
-            let _ = self.guarded(|| self.state.lock().zero(stream, &fresh));
-        }
-    }
-
     /// Reads slices into vectors; waits for them. Returns how many values are not finite afterwards.
-    pub fn gather(&self, stream: Stream, jobs: &mut [GatherJob]) -> u64 {
-        match self.guarded(|| self.state.lock().gather(&self.kernels, stream, jobs)) {
-            Ok(bad) => bad,
-            // What cannot be read is no number.
-            Err(_) => jobs.iter_mut().fold(0, |bad, job| {
-                job.values.fill(f32::NAN);
-                bad + job.values.len() as u64
-            }),
-        }
+    pub fn gather(&self, stream: Stream, jobs: &mut [GatherJob]) -> Result<u64> {
+        self.guarded(|| self.state.lock().gather(&self.kernels, stream, jobs))
     }
 
     /// Copies values that the library keeps; waits for them. `false`: the device failed.
     pub fn read(&self, stream: Stream, values: &CudaValues, out: &mut [f32]) -> bool {
-        if let Some(fresh) = values.take_fresh() {
-            self.zero(stream, vec![fresh]);
-        }
         self.guarded(|| self.state.lock().read(&self.kernels, stream, values, out)).is_ok()
     }
 

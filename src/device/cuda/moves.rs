@@ -9,9 +9,8 @@ use super::memory::{Buffer, Kind};
 use super::module::Kernels;
 use super::pass::State;
 use super::table::{self, MoveParams, Run};
-use super::values::CudaValues;
+use super::values::{CudaValues, Used};
 use crate::device::{Gather, GatherJob, Memory, ScatterJob, Segment, Span, Stream};
-use cudarc::driver::sys::CUstream;
 use std::mem::ManuallyDrop;
 
 /// Elements that cross the bus at once.
@@ -30,13 +29,13 @@ impl State {
         let (staging, table) = (self.staging()?, self.runs(stream, jobs.iter().map(|job| job.read.segments))?);
         let mut bad = 0;
         for batch in batches(jobs.iter().map(|job| job.read.segments)) {
-            let handle = self.begin(stream)?;
-            for piece in &batch {
-                let params = table.params(jobs[piece.job].read.memory, &staging, piece);
-                // SAFETY: the runs reach readable elements only (Memory::on_device); the staging buffer holds a batch.
-                unsafe { kernels.gather.launch(kernels.move_blocks(params.end - params.start), 0, handle, &params)? };
-            }
-            self.end(stream)?;
+            self.on(stream, |_, stream| {
+                batch.iter().try_for_each(|piece| {
+                    let params = table.params(jobs[piece.job].read.memory, &staging, piece);
+                    // SAFETY: the runs reach readable elements only (Memory::on_device); the staging buffer holds a batch.
+                    unsafe { kernels.gather.launch(kernels.move_blocks(params.end - params.start), 0, stream, &params) }
+                })
+            })?;
             self.wait()?;
             for Piece { job, share, at } in batch {
                 // SAFETY: the device has written them, and nobody else has the buffer.
@@ -54,7 +53,6 @@ impl State {
     pub fn scatter(&mut self, kernels: &Kernels, stream: Stream, jobs: &[ScatterJob]) -> Result<()> {
         let (staging, table) = (self.staging()?, self.runs(stream, jobs.iter().map(|job| job.segments))?);
         for batch in batches(jobs.iter().map(|job| job.segments)) {
-            let handle = self.begin(stream)?;
             for piece in &batch {
                 let (job, range) = (&jobs[piece.job], piece.share.start as usize..piece.share.end as usize);
                 let to = staging.host().cast::<f32>();
@@ -66,11 +64,16 @@ impl State {
                         *value = (f64::from(*value) + job.step * f64::from(*direction)) as f32;
                     }
                 }
-                let params = table.params(job.target.memory(), &staging, piece);
-                // SAFETY: the runs reach writable elements only, which nobody else uses now (Memory::writable).
-                unsafe { kernels.scatter.launch(kernels.move_blocks(params.end - params.start), 0, handle, &params)? };
             }
-            self.end(stream)?;
+            self.on(stream, |_, stream| {
+                batch.iter().try_for_each(|piece| {
+                    let params = table.params(jobs[piece.job].target.memory(), &staging, piece);
+                    // SAFETY: the runs reach writable elements only, which nobody else uses now (Memory::writable).
+                    unsafe {
+                        kernels.scatter.launch(kernels.move_blocks(params.end - params.start), 0, stream, &params)
+                    }
+                })
+            })?;
             self.wait()?;
         }
         staging.release();
@@ -82,11 +85,12 @@ impl State {
     pub fn read(&mut self, kernels: &Kernels, stream: Stream, values: &CudaValues, out: &mut [f32]) -> Result<()> {
         let staging = self.staging()?;
         for (number, out) in out.chunks_mut(SHARE as usize).enumerate() {
-            let handle = self.begin(stream)?;
             let params = values.widened(staging.address(), number as u64 * SHARE, out.len() as u64);
-            // SAFETY: the values are as many as `out`; the staging buffer holds a share.
-            unsafe { kernels.unpack.launch(kernels.move_blocks(out.len() as u64), 0, handle, &params)? };
-            self.end(stream)?;
+            self.on(stream, |state, stream| {
+                state.fill(stream, &mut Used::of([values]))?;
+                // SAFETY: the values are as many as `out`; the staging buffer holds a share.
+                unsafe { kernels.unpack.launch(kernels.move_blocks(params.count), 0, stream, &params) }
+            })?;
             self.wait()?;
             // SAFETY: the device has written them, and nobody else has the buffer.
             out.copy_from_slice(unsafe { std::slice::from_raw_parts(staging.host().cast(), out.len()) });
@@ -109,13 +113,11 @@ impl State {
         let bytes: &[u8] = bytemuck::cast_slice(&runs);
         let buffer = InUse::new(self.context().allocate(Kind::Device, bytes.len())?);
         let staging = InUse::new(self.context().allocate(Kind::Pinned, bytes.len())?);
-        let handle: CUstream = self.begin(stream)?;
         // SAFETY: both buffers are at least as long as the bytes. The copy has run when the staging buffer goes back.
-        unsafe {
+        self.on(stream, |_, stream| unsafe {
             staging.host().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            call!(cuMemcpyHtoDAsync_v2(buffer.address(), staging.host().cast(), bytes.len(), handle))?;
-        }
-        self.end(stream)?;
+            call!(cuMemcpyHtoDAsync_v2(buffer.address(), staging.host().cast(), bytes.len(), stream))
+        })?;
         self.wait()?;
         staging.release();
         Ok(RunTable { buffer, firsts })

@@ -4,12 +4,12 @@
 //! in bfloat16 or in e4m3 with block exponents from then on. Adding to it again widens it first. The packed and the wide
 //! values are both there while one is made from the other.
 
-use super::driver::{Result, call};
+use super::driver::Result;
 use super::memory::Kind;
 use super::module::Kernels;
 use super::pass::State;
 use super::table::{self, FORMAT_F32, PackParams};
-use super::values::{CudaValues, bytes_of};
+use super::values::{CudaValues, Used, bytes_of};
 use crate::device::{Packing, Stream};
 
 impl State {
@@ -58,15 +58,13 @@ impl State {
         both: &[&CudaValues; 2],
         params: &PackParams,
     ) -> Result<()> {
-        let handle = self.begin(stream)?;
-        if let Some((address, bytes)) = both[0].take_fresh() {
-            // SAFETY: values of the library's own.
-            unsafe { call!(cuMemsetD8Async(address, 0, bytes, handle))? };
-        }
-        // Every value is written.
-        both[1].take_fresh();
-        // SAFETY: both buffers hold as many values; they live, or are handed on to work that is ordered behind.
-        unsafe { kernel.launch(kernels.move_blocks(params.count), 0, handle, params)? };
-        self.end(stream)
+        let [from, to] = both;
+        self.on(stream, |state, stream| {
+            state.fill(stream, &mut Used::of([*from]))?;
+            // Every value is written.
+            to.take_fresh();
+            // SAFETY: both buffers hold as many values; they live, or are handed on to work that is ordered behind.
+            unsafe { kernel.launch(kernels.move_blocks(params.count), 0, stream, params) }
+        })
     }
 }

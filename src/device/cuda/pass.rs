@@ -8,7 +8,7 @@ use super::module::{Kernels, shared_bytes};
 use super::plan::{Plan, Tables};
 use super::results::{Health, Landing, Slot};
 use super::table::{self, FINISHERS, FinishParams, Item, MeasureParams, Run};
-use super::values::CudaValues;
+use super::values::{CudaValues, Used};
 use crate::device::Stream;
 use cudarc::driver::sys::{self, CUevent, CUstream};
 use std::collections::HashMap;
@@ -33,9 +33,9 @@ pub struct State {
     /// Number of the latest result.
     sequence: u64,
     captures: u64,
-    /// Recorded after the latest work, on the stream that it is on.
+    /// Recorded after the latest work, on the stream that it is on; there may have been none yet.
     event: Event,
-    stream: Option<Stream>,
+    has_worked: bool,
     /// Memory that something enqueued reads, until its result has landed.
     in_flight: Vec<(Arc<Slot>, u64, Vec<Buffer>)>,
     pub captured: Captured,
@@ -178,7 +178,7 @@ impl State {
             sequence: 0,
             captures: 0,
             event: Event(event),
-            stream: None,
+            has_worked: false,
             in_flight: Vec::new(),
             captured: Captured::default(),
         })
@@ -193,7 +193,7 @@ impl State {
 
     /// Waits until everything that was enqueued has run.
     pub fn wait(&mut self) -> Result<()> {
-        if self.stream.is_none() {
+        if !self.has_worked {
             return Ok(());
         }
         // SAFETY: the event was created by `new`.
@@ -211,23 +211,28 @@ impl State {
 
     /// What is enqueued on the library's own stream comes after everything before it.
     pub fn order_own(&mut self) -> Result<()> {
-        let event = self.stream.map(|_| self.event.0);
+        let event = self.has_worked.then_some(self.event.0);
         self.captured.own()?.after(event)
     }
 
-    /// What comes next on `stream` runs after everything before it on other streams.
-    pub fn begin(&mut self, stream: Stream) -> Result<CUstream> {
+    /// Enqueues `work` on `stream`, after everything before it on any stream and before everything after it: all passes share
+    /// copies and scratch memory. Of work that fails halfway something may run, so it is ordered too.
+    pub fn on<T>(&mut self, stream: Stream, work: impl FnOnce(&mut Self, CUstream) -> Result<T>) -> Result<T> {
         let handle: CUstream = stream.0.cast();
         if is_capturing(handle)? {
             return Err(CudaError::Pointer("this call cannot be captured into a graph; only steps can".into()));
         }
         self.expect_own(stream)?;
         // Also where the handle is the same: it may be another stream, of another thread or made anew.
-        if self.stream.is_some() {
-            // SAFETY: the event was created by `new` and recorded by `end`; the stream is the trainer's.
+        if self.has_worked {
+            // SAFETY: the event was created by `new` and recorded below; the stream is the trainer's.
             unsafe { call!(cuStreamWaitEvent(handle, self.event.0, 0))? };
         }
-        Ok(handle)
+        let worked = work(self, handle);
+        // SAFETY: the event was created by `new`; the stream is the trainer's.
+        unsafe { call!(cuEventRecord(self.event.0, handle))? };
+        self.has_worked = true;
+        worked
     }
 
     /// The stream is of this device's context. A scope may have tensors on several devices, but a stream is of one.
@@ -240,13 +245,6 @@ impl State {
             "the stream is not of CUDA device {ordinal}, which has the tensors; where a scope has tensors on several devices, \
              pass the default stream"
         )))
-    }
-
-    pub fn end(&mut self, stream: Stream) -> Result<()> {
-        // SAFETY: the event was created by `new`; the stream is the trainer's.
-        unsafe { call!(cuEventRecord(self.event.0, stream.0.cast()))? };
-        self.stream = Some(stream);
-        Ok(())
     }
 
     /// Number of the next result.
@@ -282,35 +280,31 @@ impl State {
         &self.context
     }
 
-    /// Enqueues the launches of a pass. The context must be current.
+    /// Enqueues the launches of a pass.
     pub fn enqueue(
         &mut self,
         kernels: &Kernels,
         health: &Arc<Health>,
-        stream: Stream,
+        stream: CUstream,
         cached: &Cached,
         scale: f32,
     ) -> Result<Landing> {
-        let handle = self.begin(stream)?;
         let slot = self.slots.take(&self.context, cached.plan.slot_bytes)?;
         let sequence = self.next();
         cached.latest.store(sequence, Ordering::Relaxed);
-        let done = self.done(handle)?;
+        let done = self.done(stream)?;
         let landing =
             table::Landing { slot: slot.address(), slot_bytes: slot.bytes() as u64, sequence, done, control: 0 };
         let sums = grow(&mut self.sums, &self.context, cached.plan.most(|stage| stage.sums_bytes))?;
         let partials = grow(&mut self.partials, &self.context, cached.plan.most(|stage| stage.partial_bytes))?;
         // SAFETY: tables, scratch memory and slot live until the result has landed, or are handed on to work that is ordered
         // behind; the trainer's memory is readable in the order of its stream (Memory::on_device).
-        let launched = unsafe { cached.launch(kernels, handle, &Launch { landing, sums, partials, scale }) };
-        // Of a pass that failed halfway something may run.
-        self.end(stream)?;
-        launched?;
+        unsafe { cached.launch(kernels, stream, &Launch { landing, sums, partials, scale })? };
         Ok(Landing::new(slot, sequence, health.clone()))
     }
 
     /// The plan of these tables: one that is on the device already, or a new one, uploaded in the order of the stream.
-    pub fn plan(&mut self, kernels: &Kernels, stream: Stream, tables: Tables) -> Result<Arc<Cached>> {
+    pub fn plan(&mut self, kernels: &Kernels, stream: CUstream, tables: Tables) -> Result<Arc<Cached>> {
         let plan = Plan::new(tables, |stage, rows| kernels.room(stage, rows))?;
         let bytes = plan.bytes();
         if let Some(at) =
@@ -326,38 +320,35 @@ impl State {
             self.plans.remove(idle);
         }
         let cached = Arc::new(Cached::new(&self.context, plan)?);
-        let handle = self.begin(stream)?;
         // The upload reads until what is enqueued next has landed, whichever it is.
         cached.latest.store(self.sequence + 1, Ordering::Relaxed);
         // SAFETY: both buffers are as long, and the plan keeps both for as long as something of it is still to run.
         cached.upload(|tables, staging, bytes| unsafe {
-            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, handle))
+            call!(cuMemcpyHtoDAsync_v2(tables.address(), staging.host().cast(), bytes, stream))
         })?;
-        self.end(stream)?;
         self.plans.push(cached.clone());
         Ok(cached)
     }
 
-    /// Writes zeros to addresses of so many bytes.
-    pub fn zero(&mut self, stream: Stream, ranges: &[(u64, usize)]) -> Result<()> {
-        let handle = self.begin(stream)?;
-        for (address, bytes) in ranges {
+    /// Writes the zeros of values that are used for the first time.
+    pub fn fill(&mut self, stream: CUstream, used: &mut Used) -> Result<()> {
+        for (address, bytes) in &used.fresh {
             // SAFETY: values of the library's own.
-            unsafe { call!(cuMemsetD8Async(*address, 0, *bytes, handle))? };
+            unsafe { call!(cuMemsetD8Async(*address, 0, *bytes, stream))? };
         }
-        self.end(stream)
+        used.filled();
+        Ok(())
     }
 
     /// Copies values into others, from `at` on.
     pub fn copy(&mut self, stream: Stream, source: &CudaValues, target: &CudaValues, at: usize) -> Result<()> {
-        let fresh: Vec<_> = [source, target].into_iter().filter_map(CudaValues::take_fresh).collect();
-        self.zero(stream, &fresh)?;
-        let handle = self.begin(stream)?;
-        let bytes = 4 * source.len.min(target.len.saturating_sub(at));
-        let to = target.buffer.address() + 4 * at as u64;
-        // SAFETY: inside both buffers, which are the library's own and not the same.
-        unsafe { call!(cuMemcpyDtoDAsync_v2(to, source.buffer.address(), bytes, handle))? };
-        self.end(stream)
+        self.on(stream, |state, stream| {
+            state.fill(stream, &mut Used::of([source, target]))?;
+            let bytes = 4 * source.len.min(target.len.saturating_sub(at));
+            let to = target.buffer.address() + 4 * at as u64;
+            // SAFETY: inside both buffers, which are the library's own and not the same.
+            unsafe { call!(cuMemcpyDtoDAsync_v2(to, source.buffer.address(), bytes, stream)) }
+        })
     }
 }
 

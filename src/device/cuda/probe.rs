@@ -139,18 +139,17 @@ impl Cuda {
         let entries: &[u8] = bytemuck::cast_slice(entries);
         // SAFETY: the table is at least as long and nobody else's.
         unsafe { table.host().copy_from_nonoverlapping(entries.as_ptr(), entries.len()) };
-        let mut state = self.state.lock();
-        let handle = state.begin(stream)?;
-        let sequence = state.next();
-        let done = state.done(handle)?;
-        let landing =
-            table::Landing { slot: slot.address(), slot_bytes: slot.bytes() as u64, sequence, done, control: 0 };
-        let prepared = Prepared { slot, table, landing };
-        launch(&prepared, handle)?;
-        state.end(stream)?;
-        let Prepared { slot, table, .. } = prepared;
-        state.keep(slot.clone(), sequence, vec![table]);
-        Ok(Landing::new(slot, sequence, self.health.clone()))
+        self.state.lock().on(stream, |state, stream| {
+            let sequence = state.next();
+            let done = state.done(stream)?;
+            let landing =
+                table::Landing { slot: slot.address(), slot_bytes: slot.bytes() as u64, sequence, done, control: 0 };
+            let prepared = Prepared { slot, table, landing };
+            launch(&prepared, stream)?;
+            let Prepared { slot, table, .. } = prepared;
+            state.keep(slot.clone(), sequence, vec![table]);
+            Ok(Landing::new(slot, sequence, self.health.clone()))
+        })
     }
 }
 

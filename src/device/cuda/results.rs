@@ -5,9 +5,8 @@ use super::plan::{ItemId, Plan};
 use super::table::{SUMS, SlotHeader};
 use crate::device::Lost;
 use bytemuck::Pod;
-use parking_lot::Mutex;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// After so long a result is taken for lost. A device that failed says so to the next call, which comes sooner; this is for
@@ -17,23 +16,21 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Whether a device still answers; shared by everything that waits for it.
 #[derive(Debug, Default)]
 pub struct Health {
-    has_failed: AtomicBool,
-    failure: Mutex<Option<String>>,
+    failure: OnceLock<String>,
 }
 
 impl Health {
     /// Nothing will land any more, for this reason. The first one stays.
     pub fn fail(&self, reason: &str) {
-        self.failure.lock().get_or_insert_with(|| reason.into());
-        self.has_failed.store(true, Ordering::Release);
+        self.failure.get_or_init(|| reason.into());
     }
 
     pub fn failure(&self) -> Option<String> {
-        self.has_failed().then(|| self.failure.lock().clone()).flatten()
+        self.failure.get().cloned()
     }
 
     pub fn has_failed(&self) -> bool {
-        self.has_failed.load(Ordering::Acquire)
+        self.failure.get().is_some()
     }
 }
 

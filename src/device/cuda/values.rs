@@ -2,7 +2,7 @@
 
 use super::memory::Buffer;
 use super::table::{self, FORMAT_F32, KeptEntry, PackParams};
-use crate::device::{DType, Keeping, Kept, Span, Values};
+use crate::device::{DType, Keeping, Kept, Span};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,9 +64,9 @@ pub struct Used {
 }
 
 impl Used {
-    pub fn of<'a>(values: impl Iterator<Item = &'a Values>) -> Self {
+    pub fn of<'a>(values: impl IntoIterator<Item = &'a CudaValues>) -> Self {
         let mut used = Self::default();
-        for values in values.filter_map(Values::cuda) {
+        for values in values {
             if let Some(fresh) = values.take_fresh() {
                 used.fresh.push(fresh);
                 used.unfilled.push(values.fresh.clone());
