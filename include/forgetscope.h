@@ -796,8 +796,8 @@ fgs_status fgs_gradient_feed(fgs_scope *scope,
 
 // All gradients of the step are final: after accumulation and reduction, before the update.
 //
-// Reads every bound gradient that was not fed, and the bound parameters as they are before the update; all reading is
-// over when the call returns. `scale`: what the trainer will still multiply the gradient by (1/loss scale, 1/tokens, the
+// Reads every bound gradient that was not fed, and the bound parameters as they are before the update: during the call, or
+// in the order of `stream`. `scale`: what the trainer will still multiply the gradient by (1/loss scale, 1/tokens, the
 // clip coefficient); a finite number above zero. `flags`: bits of fgs_gradient_flag. stream: NULL for host memory.
 // Errors: FGS_ERROR_PHASE, FGS_ERROR_INVALID (scale, flags).
 //

@@ -5,7 +5,7 @@ mod device_support;
 mod emulation_support;
 
 use cuda_support::{Devices, Tensor, bits};
-use device_support::{TYPES, values};
+use device_support::{TYPES, check_given_probabilities, values};
 use emulation_support::on_device;
 use forgetscope::device::{
     AttentionFound, AttentionJob, AttentionRow, AttentionSource, DType, Device, Memory, QueryKey, RowsJob, Stream,
@@ -168,11 +168,9 @@ fn check_attention(attention: &Attention, rows: &[AttentionRow], found: &Attenti
 fn probabilities_are_copied_and_sums_that_are_off_are_seen() {
     on_device("probabilities_are_copied_and_sums_that_are_off_are_seen", &[], || {
         let devices = Devices::open();
-        let (heads, queries, keys) = (2, 3, 4);
-        let mut probabilities = vec![0.25f32; heads * queries * keys];
         let log_sum_exp = Tensor::new(DType::F32, &[2.0; 6]);
         let rows = [AttentionRow { sequence: 0, position: 1, first_key: 0, keys: 4 }];
-        let run = |probabilities: &[f32]| {
+        check_given_probabilities(|probabilities| {
             let tensor = Tensor::new(DType::F32, probabilities);
             let view = |tensor: &Tensor, dimensions: &[(u64, i64)]| {
                 Strided::new(tensor.on_device(0), dimensions.iter().copied()).expect("at most four dimensions")
@@ -181,17 +179,8 @@ fn probabilities_are_copied_and_sums_that_are_off_are_seen() {
                 probabilities: view(&tensor, &[(1, 24), (2, 12), (3, 4), (4, 1)]),
                 log_sum_exp: Some(view(&log_sum_exp, &[(1, 6), (2, 3), (3, 1)])),
             };
-            let job = AttentionJob { source, heads, rows: &rows };
-            let found = devices.cuda.attention(Stream::NULL, job).wait().expect("found");
-            (found.off, found.probabilities, found.max_logits)
-        };
-        let (off, out, max_logits) = run(&probabilities);
-        assert_eq!((off, out), (0.0, vec![0.25; 8]));
-        // ln p = logit − lse.
-        assert!(max_logits.iter().all(|logit| (logit - (0.25f32.ln() + 2.0)).abs() < 1e-6));
-        probabilities[queries * keys + keys] = 0.75;
-        assert_eq!(run(&probabilities).0, 0.5);
-        probabilities[keys] = f32::NAN;
-        assert!(run(&probabilities).0.is_nan());
+            let job = AttentionJob { source, heads: 2, rows: &rows };
+            devices.cuda.attention(Stream::NULL, job).wait().expect("found")
+        });
     });
 }

@@ -1,5 +1,8 @@
 //! Sampled rows of activations and attention, against a plain fp64 computation from the same memory.
 
+mod device_support;
+
+use device_support::check_given_probabilities;
 use forgetscope::device::cpu::Cpu;
 use forgetscope::device::{
     AttentionFound, AttentionJob, AttentionRow, AttentionSource, DType, Device, Memory, QueryKey, RowsJob, Stream,
@@ -145,26 +148,15 @@ fn attention_is_computed_from_queries_and_keys() {
 
 #[test]
 fn probabilities_are_copied_and_sums_that_are_off_are_seen() {
-    let (heads, queries, keys) = (2, 3, 4);
-    let mut probabilities = vec![0.25f32; heads * queries * keys];
-    let log_sum_exp = vec![2.0f32; heads * queries];
+    let log_sum_exp = [2.0f32; 6];
     let rows = [AttentionRow { sequence: 0, position: 1, first_key: 0, keys: 4 }];
-    let run = |probabilities: &[f32]| {
+    check_given_probabilities(|probabilities| {
         let view =
             |data: &[f32], dims: &[(u64, i64)]| Strided::new(memory(data, DType::F32), dims.iter().copied()).unwrap();
         let source = AttentionSource::Probabilities {
             probabilities: view(probabilities, &[(1, 24), (2, 12), (3, 4), (4, 1)]),
             log_sum_exp: Some(view(&log_sum_exp, &[(1, 6), (2, 3), (3, 1)])),
         };
-        let found = attention_of(2, AttentionJob { source, heads, rows: &rows });
-        (found.off, found.probabilities, found.max_logits)
-    };
-    let (off, out, max_logits) = run(&probabilities);
-    assert_eq!((off, out), (0.0, vec![0.25; 8]));
-    // ln p = logit − lse.
-    assert!(max_logits.iter().all(|logit| (logit - (0.25f32.ln() + 2.0)).abs() < 1e-6));
-    probabilities[queries * keys + keys] = 0.75;
-    assert_eq!(run(&probabilities).0, 0.5);
-    probabilities[keys] = f32::NAN;
-    assert!(run(&probabilities).0.is_nan());
+        attention_of(2, AttentionJob { source, heads: 2, rows: &rows })
+    });
 }

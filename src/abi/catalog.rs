@@ -1,7 +1,7 @@
 //! Registering tensors and saying where their data lies.
 
 use super::boundary::{Failure, Outcome, guard};
-use super::handle::{fgs_scope, scope, with_front};
+use super::handle::{call, fgs_scope, scope, with_front};
 use super::status::fgs_status;
 use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
 use super::text::{check_struct, required};
@@ -326,43 +326,41 @@ pub unsafe extern "C" fn fgs_bind_shard(
     tensor: *const fgs_dltensor,
     shard: *const fgs_shard,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                let source = match what {
-                    0 => Source::Gradient,
-                    1 => Source::Parameter,
-                    2 => Source::Master,
-                    other => return Err(Failure::invalid(format!("what: {other} is not an fgs_data"))),
-                };
-                let (stack, numel) = front.stack(id)?;
-                // As with data: no shard means the whole stack, a shard is of one layer.
-                let layers = if shard.is_null() { stack } else { 1 };
-                let mut unbind = || Ok((id..id + layers).try_for_each(|id| front.unbind(id, source))?);
-                if tensor.is_null() {
-                    return unbind();
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(scope, |front| {
+            let source = match what {
+                0 => Source::Gradient,
+                1 => Source::Parameter,
+                2 => Source::Master,
+                other => return Err(Failure::invalid(format!("what: {other} is not an fgs_data"))),
+            };
+            let (stack, numel) = front.stack(id)?;
+            // As with data: no shard means the whole stack, a shard is of one layer.
+            let layers = if shard.is_null() { stack } else { 1 };
+            let mut unbind = || Ok((id..id + layers).try_for_each(|id| front.unbind(id, source))?);
+            if tensor.is_null() {
+                return unbind();
+            }
+            let data = local_tensor(tensor)?;
+            let shard = self::shard(shard, data.numel())?;
+            if data.numel() == 0 {
+                return unbind();
+            }
+            if stack > 1 && shard.is_none() && data.numel() == numel * u64::from(stack) {
+                for layer in 0..stack {
+                    let Some(part) = data.layer(layer, stack) else {
+                        return Err(Failure::invalid(format!(
+                            "tensor.shape: the first dimension does not hold {stack} layers of equal size"
+                        )));
+                    };
+                    front.bind(id + layer, source, part.data()?, None)?;
                 }
-                let data = local_tensor(tensor)?;
-                let shard = self::shard(shard, data.numel())?;
-                if data.numel() == 0 {
-                    return unbind();
-                }
-                if stack > 1 && shard.is_none() && data.numel() == numel * u64::from(stack) {
-                    for layer in 0..stack {
-                        let Some(part) = data.layer(layer, stack) else {
-                            return Err(Failure::invalid(format!(
-                                "tensor.shape: the first dimension does not hold {stack} layers of equal size"
-                            )));
-                        };
-                        front.bind(id + layer, source, part.data()?, None)?;
-                    }
-                    return Ok(());
-                }
-                Ok(front.bind(id, source, data.data()?, shard)?)
-            })
-        }
-    })
+                return Ok(());
+            }
+            Ok(front.bind(id, source, data.data()?, shard)?)
+        })
+    }
 }
 
 const _: () = {

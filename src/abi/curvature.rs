@@ -1,9 +1,8 @@
 //! The loss landscape, by reverse communication.
 
 use super::boundary::{Failure, Outcome, guard};
-use super::handle::{fgs_scope, with_front};
+use super::handle::{call, call_on, fgs_scope, with_front};
 use super::status::fgs_status;
-use super::step::on_stream;
 use super::text::{check_struct, required};
 use crate::scope::{CurvatureRequest, CurvatureSettings, CurvatureWant};
 use std::ffi::{c_char, c_void};
@@ -105,17 +104,15 @@ pub struct fgs_curvature_request {
 /// written during calls.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_curvature_begin(scope: *mut fgs_scope, options: *const fgs_curvature) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise, for all.
-        unsafe {
-            with_front(scope, |front| {
-                let options = options.as_ref().ok_or_else(|| Failure::null("options"))?;
-                check_struct(options.size, options.magic, size_of::<fgs_curvature>(), "fgs_curvature")?;
-                let task = required(options.task, "curvature.task")?;
-                Ok(front.curvature_begin(task, settings(options)?)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise, for all.
+    unsafe {
+        call(scope, |front| {
+            let options = options.as_ref().ok_or_else(|| Failure::null("options"))?;
+            check_struct(options.size, options.magic, size_of::<fgs_curvature>(), "fgs_curvature")?;
+            let task = required(options.task, "curvature.task")?;
+            Ok(front.curvature_begin(task, settings(options)?)?)
+        })
+    }
 }
 
 /// # Safety
@@ -191,15 +188,8 @@ pub unsafe extern "C" fn fgs_curvature_submit(
     scale: f64,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                Ok(front.curvature_submit(loss, scale)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { call_on(scope, stream, |front| Ok(front.curvature_submit(loss, scale)?)) }
 }
 
 /// Ends a run. The parameters are as they were when it began, to the last bit. Legal at any moment, also without a run. A run
@@ -210,13 +200,11 @@ pub unsafe extern "C" fn fgs_curvature_submit(
 /// As for `fgs_curvature_begin`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_curvature_end(scope: *mut fgs_scope) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                front.curvature_end()?;
-                Ok(())
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(scope, |front| {
+            front.curvature_end()?;
+            Ok(())
+        })
+    }
 }

@@ -1,11 +1,13 @@
 //! The handle of a scope: owned by the caller between `fgs_open` and `fgs_close`.
 
-use super::boundary::{Failure, Outcome};
+use super::boundary::{Failure, Outcome, guard};
 use super::status::fgs_status;
+use crate::device::Stream;
+use crate::device::cuda::load_driver;
 use crate::scope::schema::Fault;
 use crate::scope::{Front, Scope};
 use crate::stats::linalg;
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -98,6 +100,36 @@ pub(super) unsafe fn with_front(handle: *const fgs_scope, call: impl FnOnce(&mut
         }
     }
     Ok(fgs_status::FGS_OK)
+}
+
+/// The body of a function that does nothing but a call on the calling side: failures and panics become statuses.
+///
+/// # Safety
+/// As for [`scope`].
+pub(super) unsafe fn call(handle: *const fgs_scope, body: impl FnOnce(&mut Front) -> Outcome<()>) -> fgs_status {
+    // SAFETY: the same promise.
+    guard(|| unsafe { with_front(handle, body) })
+}
+
+/// The same in the order of `stream`. Without a CUDA driver there is only NULL.
+///
+/// # Safety
+/// As for [`scope`].
+pub(super) unsafe fn call_on(
+    handle: *const fgs_scope,
+    stream: *mut c_void,
+    body: impl FnOnce(&mut Front) -> Outcome<()>,
+) -> fgs_status {
+    let ordered = |front: &mut Front| {
+        if !stream.is_null() {
+            let refused = |error| format!("stream: {error}; host memory needs no stream: pass NULL");
+            load_driver().map_err(|error| Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, refused(error)))?;
+        }
+        front.on(Stream(stream));
+        body(front)
+    };
+    // SAFETY: the same promise.
+    unsafe { call(handle, ordered) }
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! Probes: activations of a fixed batch, handed over layer by layer.
 
-use super::boundary::{Failure, Outcome, guard};
-use super::handle::{fgs_scope, with_front};
+use super::boundary::{Failure, Outcome};
+use super::handle::{call, call_on, fgs_scope};
 use super::status::fgs_status;
-use super::step::on_stream;
 use super::tensor::{fgs_dltensor, local_tensor};
 use super::text::{check_struct, required};
 use crate::device::{AttentionSource, QueryKey, Strided};
-use crate::scope::{Attention, HeadEffect, Mask, Outputs};
+use crate::scope::{Attention, Front, HeadEffect, Mask, Outputs};
 use std::ffi::{c_char, c_void};
 
 /// Bits of `fgs_probe.flags`.
@@ -104,6 +103,25 @@ unsafe fn optional_strided(tensor: *const fgs_dltensor, argument: &str) -> Outco
     if tensor.is_null() { Ok(None) } else { unsafe { strided(tensor, argument) }.map(Some) }
 }
 
+/// Something of one layer of the batch.
+///
+/// # Safety
+/// As for [`call_on`].
+unsafe fn of_layer(
+    scope: *const fgs_scope,
+    layer: u32,
+    stream: *mut c_void,
+    body: impl FnOnce(&mut Front) -> Outcome<()>,
+) -> fgs_status {
+    // SAFETY: the caller's promise.
+    unsafe {
+        call_on(scope, stream, |front| {
+            check_layer(layer)?;
+            body(front)
+        })
+    }
+}
+
 /// A pass over the probe of a task begins: one forward run of its fixed batches at the weights of now.
 ///
 /// Then, for every batch: `fgs_probe_batch`, and for every layer what is to be measured: `fgs_probe_hidden`,
@@ -123,22 +141,20 @@ unsafe fn optional_strided(tensor: *const fgs_dltensor, argument: &str) -> Outco
 /// `scope` must come from `fgs_open` and not have been closed; `probe` must be NULL or readable, and its string terminated.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_probe_begin(scope: *mut fgs_scope, probe: *const fgs_probe) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                let probe = probe.as_ref().ok_or_else(|| Failure::null("probe"))?;
-                check_struct(probe.size, probe.magic, size_of::<fgs_probe>(), "fgs_probe")?;
-                let base = fgs_probe_flag::FGS_PROBE_BASE as u32;
-                if probe.flags & !base != 0 {
-                    let text = format!("probe.flags: {:#x} has bits that are no fgs_probe_flag", probe.flags);
-                    return Err(Failure::invalid(text));
-                }
-                let continued = (probe.continued_updates != u64::MAX).then_some((probe.continued_updates, probe.run));
-                Ok(front.probe_begin(required(probe.task, "probe.task")?, continued, probe.flags & base != 0)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(scope, |front| {
+            let probe = probe.as_ref().ok_or_else(|| Failure::null("probe"))?;
+            check_struct(probe.size, probe.magic, size_of::<fgs_probe>(), "fgs_probe")?;
+            let base = fgs_probe_flag::FGS_PROBE_BASE as u32;
+            if probe.flags & !base != 0 {
+                let text = format!("probe.flags: {:#x} has bits that are no fgs_probe_flag", probe.flags);
+                return Err(Failure::invalid(text));
+            }
+            let continued = (probe.continued_updates != u64::MAX).then_some((probe.continued_updates, probe.run));
+            Ok(front.probe_begin(required(probe.task, "probe.task")?, continued, probe.flags & base != 0)?)
+        })
+    }
 }
 
 /// A batch of the pass begins: `sequences` sequences of `sequence_length` tokens. Batches come in the same order and with
@@ -158,20 +174,18 @@ pub unsafe extern "C" fn fgs_probe_batch(
     labels: *const i32,
     label_count: u64,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                let labels = match (labels.is_null(), usize::try_from(label_count)) {
-                    (true, Ok(0)) => &[],
-                    (true, _) => return Err(Failure::null("labels")),
-                    (false, Ok(count)) if count <= 1 << 40 => std::slice::from_raw_parts(labels, count),
-                    (false, _) => return Err(Failure::invalid(format!("label_count: {label_count} is no count"))),
-                };
-                Ok(front.probe_batch(sequences, sequence_length, labels)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(scope, |front| {
+            let labels = match (labels.is_null(), usize::try_from(label_count)) {
+                (true, Ok(0)) => &[],
+                (true, _) => return Err(Failure::null("labels")),
+                (false, Ok(count)) if count <= 1 << 40 => std::slice::from_raw_parts(labels, count),
+                (false, _) => return Err(Failure::invalid(format!("label_count: {label_count} is no count"))),
+            };
+            Ok(front.probe_batch(sequences, sequence_length, labels)?)
+        })
+    }
 }
 
 /// Hidden states of a layer: the residual stream after it. [sequences, tokens, width] or [sequences · tokens, width].
@@ -189,16 +203,8 @@ pub unsafe extern "C" fn fgs_probe_hidden(
     hidden: *const fgs_dltensor,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                check_layer(layer)?;
-                Ok(front.probe_hidden(layer, strided(hidden, "hidden")?)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { of_layer(scope, layer, stream, |front| Ok(front.probe_hidden(layer, strided(hidden, "hidden")?)?)) }
 }
 
 /// Attention of a layer. Rows that the trainer does not store are computed from queries and keys inside the call.
@@ -216,18 +222,14 @@ pub unsafe extern "C" fn fgs_probe_attention(
     attention: *const fgs_attention,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                check_layer(layer)?;
-                let given = attention.as_ref().ok_or_else(|| Failure::null("attention"))?;
-                check_struct(given.size, given.magic, size_of::<fgs_attention>(), "fgs_attention")?;
-                Ok(front.probe_attention(layer, convert(given)?)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        of_layer(scope, layer, stream, |front| {
+            let given = attention.as_ref().ok_or_else(|| Failure::null("attention"))?;
+            check_struct(given.size, given.magic, size_of::<fgs_attention>(), "fgs_attention")?;
+            Ok(front.probe_attention(layer, convert(given)?)?)
+        })
+    }
 }
 
 /// # Safety
@@ -297,19 +299,15 @@ pub unsafe extern "C" fn fgs_probe_head_output(
     projection: *const fgs_dltensor,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                check_layer(layer)?;
-                let outputs = strided(outputs, "outputs")?;
-                let projection = optional_strided(projection, "projection")?;
-                let outputs = Outputs { heads: head_count, first_head, outputs, projection };
-                Ok(front.probe_head_output(layer, outputs)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        of_layer(scope, layer, stream, |front| {
+            let outputs = strided(outputs, "outputs")?;
+            let projection = optional_strided(projection, "projection")?;
+            let outputs = Outputs { heads: head_count, first_head, outputs, projection };
+            Ok(front.probe_head_output(layer, outputs)?)
+        })
+    }
 }
 
 /// What the router of a layer's mixture of experts puts out, before the softmax: [sequences, tokens, experts] or
@@ -327,16 +325,8 @@ pub unsafe extern "C" fn fgs_probe_router(
     top_k: u32,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                check_layer(layer)?;
-                Ok(front.probe_router(layer, strided(logits, "logits")?, top_k)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { of_layer(scope, layer, stream, |front| Ok(front.probe_router(layer, strided(logits, "logits")?, top_k)?)) }
 }
 
 /// The pass is complete. Only now anything of it is measured, and not on this thread.
@@ -349,7 +339,7 @@ pub unsafe extern "C" fn fgs_probe_router(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_probe_end(scope: *mut fgs_scope) -> fgs_status {
     // SAFETY: the caller's promise.
-    guard(|| unsafe { with_front(scope, |front| Ok(front.probe_end()?)) })
+    unsafe { call(scope, |front| Ok(front.probe_end()?)) }
 }
 
 /// What putting back a head's old weights does to a task's loss: the functional effect that a severe disruption must have.
@@ -371,17 +361,15 @@ pub unsafe extern "C" fn fgs_head_effect(
     loss_restored: f64,
     error: f64,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                check_layer(layer)?;
-                check_head(head)?;
-                let effect = HeadEffect { task: 0, step: 0, layer, head, loss, restored: loss_restored, error };
-                Ok(front.head_effect(required(task, "task")?, effect)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(scope, |front| {
+            check_layer(layer)?;
+            check_head(head)?;
+            let effect = HeadEffect { task: 0, step: 0, layer, head, loss, restored: loss_restored, error };
+            Ok(front.head_effect(required(task, "task")?, effect)?)
+        })
+    }
 }
 
 fn check_head(head: u32) -> Outcome<()> {

@@ -1,12 +1,9 @@
 //! The life of a step.
 
-use super::boundary::{Failure, Outcome, guard};
-use super::handle::{fgs_scope, with_front};
+use super::boundary::Failure;
+use super::handle::{call, call_on, fgs_scope};
 use super::status::fgs_status;
 use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
-use crate::device::Stream;
-use crate::device::cuda::load_driver;
-use crate::scope::Front;
 use std::ffi::c_void;
 
 /// Bits of `flags` of `fgs_gradients_ready`.
@@ -18,16 +15,6 @@ pub enum fgs_gradient_flag {
     FGS_GRADIENTS_UNREDUCED = 1,
 }
 
-/// The call that follows is ordered on `stream`. Without a device that has streams there is only NULL.
-pub(super) fn on_stream(front: &mut Front, stream: *mut c_void) -> Outcome<()> {
-    if !stream.is_null() {
-        let refused = |error| format!("stream: {error}; host memory needs no stream: pass NULL");
-        load_driver().map_err(|error| Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, refused(error)))?;
-    }
-    front.on(Stream(stream));
-    Ok(())
-}
-
 /// An optimizer step begins. `step` is the trainer's own number; any is legal, so runs may go back or skip.
 ///
 /// Costs well under 100 ns if the step is not sampled. A step that was begun and not ended is given up and counted.
@@ -37,7 +24,7 @@ pub(super) fn on_stream(front: &mut Front, stream: *mut c_void) -> Outcome<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_step_begin(scope: *mut fgs_scope, step: u64) -> fgs_status {
     // SAFETY: the caller's promise.
-    guard(|| unsafe { with_front(scope, |front| Ok(front.step_begin(step)?)) })
+    unsafe { call(scope, |front| Ok(front.step_begin(step)?)) }
 }
 
 /// One tensor's gradient, for trainers that never have all gradients at once (callbacks, fused backward and update).
@@ -60,23 +47,20 @@ pub unsafe extern "C" fn fgs_gradient_feed(
     scale: f64,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                let data = local_tensor(tensor)?;
-                let shard = self::shard(shard, data.numel())?;
-                Ok(front.feed(id, data.data()?, shard, scale)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call_on(scope, stream, |front| {
+            let data = local_tensor(tensor)?;
+            let shard = self::shard(shard, data.numel())?;
+            Ok(front.feed(id, data.data()?, shard, scale)?)
+        })
+    }
 }
 
 /// All gradients of the step are final: after accumulation and reduction, before the update.
 ///
-/// Reads every bound gradient that was not fed, and the bound parameters as they are before the update; all reading is
-/// over when the call returns. `scale`: what the trainer will still multiply the gradient by (1/loss scale, 1/tokens, the
+/// Reads every bound gradient that was not fed, and the bound parameters as they are before the update: during the call, or
+/// in the order of `stream`. `scale`: what the trainer will still multiply the gradient by (1/loss scale, 1/tokens, the
 /// clip coefficient); a finite number above zero. `flags`: bits of fgs_gradient_flag. stream: NULL for host memory.
 /// Errors: FGS_ERROR_PHASE, FGS_ERROR_INVALID (scale, flags).
 ///
@@ -90,19 +74,16 @@ pub unsafe extern "C" fn fgs_gradients_ready(
     flags: u32,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                let unreduced = fgs_gradient_flag::FGS_GRADIENTS_UNREDUCED as u32;
-                if flags & !unreduced != 0 {
-                    return Err(Failure::invalid(format!("flags: {flags:#x} has bits that are no fgs_gradient_flag")));
-                }
-                Ok(front.gradients_ready(scale, flags & unreduced != 0)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call_on(scope, stream, |front| {
+            let unreduced = fgs_gradient_flag::FGS_GRADIENTS_UNREDUCED as u32;
+            if flags & !unreduced != 0 {
+                return Err(Failure::invalid(format!("flags: {flags:#x} has bits that are no fgs_gradient_flag")));
+            }
+            Ok(front.gradients_ready(scale, flags & unreduced != 0)?)
+        })
+    }
 }
 
 /// The step is over. `applied`: 1 if the update was made, 0 if the trainer skipped it (overflow, say).
@@ -115,13 +96,6 @@ pub unsafe extern "C" fn fgs_gradients_ready(
 /// call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_step_end(scope: *mut fgs_scope, applied: i32, stream: *mut c_void) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                Ok(front.step_end(applied != 0)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { call_on(scope, stream, |front| Ok(front.step_end(applied != 0)?)) }
 }

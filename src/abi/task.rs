@@ -1,9 +1,7 @@
 //! Tasks, their references and snapshots.
 
-use super::boundary::{Outcome, guard};
-use super::handle::{fgs_scope, with_front};
+use super::handle::{call, call_on, fgs_scope};
 use super::status::fgs_status;
-use super::step::on_stream;
 use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
 use super::text::{optional, required};
 use std::ffi::{c_char, c_void};
@@ -16,10 +14,8 @@ use std::ffi::{c_char, c_void};
 /// `scope` must come from `fgs_open` and not have been closed; `name` must be NULL or a terminated string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_task_begin(scope: *mut fgs_scope, name: *const c_char) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe { with_front(scope, |front| Ok(front.task_begin(required(name, "name")?)?)) }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { call(scope, |front| Ok(front.task_begin(required(name, "name")?)?)) }
 }
 
 /// Training of the current task ends.
@@ -33,7 +29,7 @@ pub unsafe extern "C" fn fgs_task_begin(scope: *mut fgs_scope, name: *const c_ch
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_task_end(scope: *mut fgs_scope) -> fgs_status {
     // SAFETY: the caller's promise.
-    guard(|| unsafe { with_front(scope, |front| Ok(front.task_end()?)) })
+    unsafe { call(scope, |front| Ok(front.task_end()?)) }
 }
 
 /// The gradients that are bound now are one batch of the reference of `task`: gradients of that task's data.
@@ -59,15 +55,8 @@ pub unsafe extern "C" fn fgs_reference_add(
     scale: f64,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                Ok(front.reference_add(required(task, "task")?, examples, scale)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { call_on(scope, stream, |front| Ok(front.reference_add(required(task, "task")?, examples, scale)?)) }
 }
 
 /// One tensor's gradient of a reference batch, for trainers that never have all gradients at once.
@@ -87,18 +76,15 @@ pub unsafe extern "C" fn fgs_reference_feed(
     scale: f64,
     stream: *mut c_void,
 ) -> fgs_status {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                let task = required(task, "task")?;
-                let data = local_tensor(tensor)?;
-                let shard = self::shard(shard, data.numel())?;
-                Ok(front.reference_feed(task, id, data.data()?, shard, scale)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe {
+        call_on(scope, stream, |front| {
+            let task = required(task, "task")?;
+            let data = local_tensor(tensor)?;
+            let shard = self::shard(shard, data.numel())?;
+            Ok(front.reference_feed(task, id, data.data()?, shard, scale)?)
+        })
+    }
 }
 
 /// Keeps the parameters that are bound now as the snapshot of `task` (NULL: of the current one): drift is measured from
@@ -111,13 +97,6 @@ pub unsafe extern "C" fn fgs_reference_feed(
 /// parameters must be readable and not written to during the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fgs_snapshot(scope: *mut fgs_scope, task: *const c_char, stream: *mut c_void) -> fgs_status {
-    guard(|| -> Outcome {
-        // SAFETY: the caller's promise.
-        unsafe {
-            with_front(scope, |front| {
-                on_stream(front, stream)?;
-                Ok(front.snapshot(optional(task, "task")?)?)
-            })
-        }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { call_on(scope, stream, |front| Ok(front.snapshot(optional(task, "task")?)?)) }
 }

@@ -93,15 +93,6 @@ impl Front {
         self.drain.send(Message::Captured(Box::new(CapturedStep { draft, replays, taken: 0, left_out: 0 })));
     }
 
-    /// The same where the count decides what belongs to which weights: waits until those that were launched have run. Calls
-    /// like this are rare, and are outside steps.
-    pub(super) fn wait_for_replays(&mut self) {
-        if !self.captures.all.is_empty() && !self.queue.device.is_capturing(self.queue.stream) {
-            self.queue.device.wait_all();
-        }
-        self.count_replays();
-    }
-
     /// Replays are steps without a call. Counts those that the device has run.
     pub(super) fn count_replays(&mut self) {
         for Capture { replays, counted, step } in &mut self.captures.all {
@@ -112,6 +103,15 @@ impl Front {
                 self.step.number = step.wrapping_add(count - 1);
             }
         }
+    }
+
+    /// The same where the count decides what belongs to which weights: waits until replays that were launched have run. Calls
+    /// like this are rare, and are outside steps.
+    pub(super) fn wait_for_replays(&mut self) {
+        if !self.captures.all.is_empty() && !self.queue.device.is_capturing(self.queue.stream) {
+            self.queue.device.wait_all();
+        }
+        self.count_replays();
     }
 }
 

@@ -29,12 +29,29 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Replays of captured steps land without a message: they are looked for so often.
 const REPLAYS: Duration = Duration::from_millis(2);
 
+/// How many of the large messages wait.
+#[derive(Default)]
+struct Backlog {
+    steps: AtomicUsize,
+    batches: AtomicUsize,
+}
+
+impl Backlog {
+    /// Where a message is counted; small ones are not.
+    fn counter(&self, message: &Message) -> Option<&AtomicUsize> {
+        match message {
+            Message::Step(_) => Some(&self.steps),
+            Message::Reference(_) => Some(&self.batches),
+            _ => None,
+        }
+    }
+}
+
 /// The calling side's end.
 pub struct Drain {
     /// Shared with nobody; the algebra thread has a weak one.
     sender: Arc<Sender<Message>>,
-    waiting: Arc<AtomicUsize>,
-    batches: Arc<AtomicUsize>,
+    backlog: Arc<Backlog>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -42,39 +59,36 @@ impl Drain {
     /// Starts the thread, which owns the ring from now on.
     pub fn start(writer: Writer, options: &Options) -> Result<Self> {
         let (sender, receiver) = channel();
-        let [waiting, batches] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let backlog = Arc::new(Backlog::default());
         let sender = Arc::new(sender);
         let analysis = Analysis::new(writer, options, Arc::downgrade(&sender));
         let thread = std::thread::Builder::new()
             .name("fgs-drain".into())
             .spawn({
-                let (waiting, batches) = (waiting.clone(), batches.clone());
-                move || run(analysis, &receiver, &waiting, &batches)
+                let backlog = backlog.clone();
+                move || run(analysis, &receiver, &backlog)
             })
             .map_err(|error| Error::System(format!("cannot start the thread that writes the ring: {error}")))?;
-        Ok(Self { sender, waiting, batches, thread: Some(thread) })
+        Ok(Self { sender, backlog, thread: Some(thread) })
     }
 
     /// Another sampled step may be sent.
     pub fn has_room(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) < WAITING
+        self.backlog.steps.load(Ordering::Relaxed) < WAITING
     }
 
     /// Waits until another reference batch may be sent: outside steps, and only for a device that is that far behind.
     pub fn wait_for_batches(&self) {
         let is_alive = || self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-        while self.batches.load(Ordering::Relaxed) >= BATCHES && is_alive() {
+        while self.backlog.batches.load(Ordering::Relaxed) >= BATCHES && is_alive() {
             std::thread::sleep(Duration::from_micros(200));
         }
     }
 
     /// Hands a message over. Never waits.
     pub fn send(&self, message: Message) {
-        if matches!(message, Message::Step(_)) {
-            self.waiting.fetch_add(1, Ordering::Relaxed);
-        }
-        if matches!(message, Message::Reference(_)) {
-            self.batches.fetch_add(1, Ordering::Relaxed);
+        if let Some(counter) = self.backlog.counter(&message) {
+            counter.fetch_add(1, Ordering::Relaxed);
         }
         // The receiver lives as long as the thread; if that panicked, measuring is over and training goes on.
         let _ = self.sender.send(message);
@@ -97,7 +111,7 @@ impl Drain {
     }
 }
 
-fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsize, batches: &AtomicUsize) {
+fn run(mut analysis: Analysis, receiver: &Receiver<Message>, backlog: &Backlog) {
     set_float_mode();
     let mut replaying = Replaying::default();
     loop {
@@ -114,11 +128,11 @@ fn run(mut analysis: Analysis, receiver: &Receiver<Message>, waiting: &AtomicUsi
             }
             Ok(Message::AlgebraEnded) => return analysis.close(),
             Ok(message) => {
-                let is_step = matches!(message, Message::Step(_));
-                let is_batch = matches!(message, Message::Reference(_));
+                let counter = backlog.counter(&message);
                 guarded(&mut analysis, |analysis| analysis.handle(message));
-                waiting.fetch_sub(usize::from(is_step), Ordering::Relaxed);
-                batches.fetch_sub(usize::from(is_batch), Ordering::Relaxed);
+                if let Some(counter) = counter {
+                    counter.fetch_sub(1, Ordering::Relaxed);
+                }
             }
             Err(RecvTimeoutError::Timeout) => {}
             // The scope was dropped without being closed: the ring stays as it is and readers see that it died.

@@ -263,8 +263,7 @@ impl Front {
 
     /// Training of a task begins; a name seen before returns to that task.
     pub fn task_begin(&mut self, name: &str) -> Result<()> {
-        self.wait_for_replays();
-        self.changed();
+        self.before_change();
         self.expect_idle("fgs_task_begin")?;
         self.give_up_pass();
         if let Some(current) = self.tasks.current {
@@ -284,8 +283,7 @@ impl Front {
 
     /// Training of the current task ends. Takes a snapshot if parameters are bound and options say so.
     pub fn task_end(&mut self) -> Result<()> {
-        self.wait_for_replays();
-        self.changed();
+        self.before_change();
         self.expect_no_step("fgs_task_end")?;
         self.give_up_pass();
         let Some(task) = self.tasks.current else {
@@ -308,8 +306,7 @@ impl Front {
 
     /// Keeps the parameters as they are now as the snapshot of `task`, or of the current task.
     pub fn snapshot(&mut self, task: Option<&str>) -> Result<()> {
-        self.wait_for_replays();
-        self.changed();
+        self.before_change();
         self.expect_idle("fgs_snapshot")?;
         let task = match task {
             Some(name) => self.task(name)?,

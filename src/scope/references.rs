@@ -93,8 +93,7 @@ impl Front {
     /// The gradients that are bound now belong to the reference of `task`: one batch of its data.
     pub fn reference_add(&mut self, task: &str, examples: u64, scale: f64) -> Result<()> {
         check_scale(scale)?;
-        self.wait_for_replays();
-        self.changed();
+        self.before_change();
         self.expect_idle("fgs_reference_add")?;
         if self.schedules.iter().all(|schedule| schedule.every == 0) {
             // Nothing is ever sampled, so there is nothing to compare with either.
@@ -141,8 +140,7 @@ impl Front {
         scale: f64,
     ) -> Result<()> {
         check_scale(scale)?;
-        self.wait_for_replays();
-        self.changed();
+        self.before_change();
         self.expect_idle("fgs_reference_feed")?;
         let binding = self.catalog.transient(tensor, data, shard)?;
         let mut batch = self.batch(task)?;

@@ -30,6 +30,12 @@ pub struct Steady {
 }
 
 impl Front {
+    /// Before a call that changes what steps are compared with: replays until then belong to what was kept before.
+    pub(super) fn before_change(&mut self) {
+        self.wait_for_replays();
+        self.changed();
+    }
+
     /// What the passes of a step depend on has changed.
     pub(super) fn changed(&mut self) {
         self.changes += 1;
@@ -49,16 +55,19 @@ impl Front {
     /// A step that is complete, if it can be made again.
     pub(super) fn new_steady(&self, measured: &Measured, is_partial: bool) -> Option<Steady> {
         let draft = &measured.draft;
-        let movement = draft.movement.as_ref().filter(|movement| movement.is_steady())?;
         let [gradients] = &draft.gradients[..] else { return None };
+        // Host memory has no recipes: nothing else is looked at.
+        let gradients = gradients.with(&Recipe)?;
+        let updates = draft.updates.as_ref()?.with(&Recipe)?;
+        let movement = draft.movement.as_ref().filter(|movement| movement.is_steady())?.with(&Recipe)?;
         Some(Steady {
             changes: self.changes(),
             schedules: self.schedules.iter().map(|schedule| schedule.is_due(draft.sums.step)).collect(),
             due: measured.due.clone(),
             references: draft.sums.references.clone(),
-            movement: movement.with(&Recipe)?,
-            gradients: gradients.with(&Recipe)?,
-            updates: draft.updates.as_ref()?.with(&Recipe)?,
+            movement,
+            gradients,
+            updates,
             tensors: draft.sums.tensors,
             is_partial,
         })

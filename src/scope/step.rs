@@ -1,7 +1,8 @@
 //! The life of one step on the calling side: which passes are made, and what they leave for the drain thread.
 //!
 //! A step that is not sampled costs a comparison per call. A sampled step makes up to three passes over local memory:
-//! gradients, parameters before the update, parameters after it. All reading is over when the call returns.
+//! gradients, parameters before the update, parameters after it. Host memory is read inside the call, device memory in the
+//! order of its stream.
 
 use super::catalog::{Catalog, Data};
 use super::draft::{Again, Landing, Nth};

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test uses a part of it.
 
-use forgetscope::device::{DType, Segment};
+use forgetscope::device::{AttentionFound, DType, Segment};
 use forgetscope::sketch::hash::mix;
 use half::{bf16, f16};
 
@@ -86,4 +86,18 @@ pub fn elements(seen: &[f32], segments: &[Segment]) -> Vec<(u64, f32)> {
 /// A slice of a row-major matrix: one run, or one run per row.
 pub fn segment(rows: u64, length: u64, offset: i64, row_step: i64, column_step: i64) -> Segment {
     Segment { index: 0, index_step: length, rows, length, offset, row_step, column_step }
+}
+
+/// Two heads, three queries, four keys, all alike: what `attention` finds of query 1, as probabilities that are given.
+pub fn check_given_probabilities(attention: impl Fn(&[f32]) -> AttentionFound) {
+    let (heads, queries, keys) = (2, 3, 4);
+    let mut probabilities = vec![0.25f32; heads * queries * keys];
+    let found = attention(&probabilities);
+    assert_eq!((found.off, found.probabilities), (0.0, vec![0.25; 8]));
+    // ln p = logit − lse, which is 2.
+    assert!(found.max_logits.iter().all(|logit| (logit - (0.25f32.ln() + 2.0)).abs() < 1e-6));
+    probabilities[queries * keys + keys] = 0.75;
+    assert_eq!(attention(&probabilities).off, 0.5);
+    probabilities[keys] = f32::NAN;
+    assert!(attention(&probabilities).off.is_nan());
 }
