@@ -15,7 +15,10 @@ mod period;
 mod repeats;
 mod search;
 
-pub use period::{Event, Identity, Kind, Period};
+#[cfg(test)]
+pub use period::Identity;
+pub use period::{Event, Kind, Period};
+pub use repeats::LONGEST;
 
 use matching::{Matched, Matching};
 use search::{PROBATION, Search};
@@ -152,7 +155,8 @@ impl Signature {
             }
             return verdict;
         }
-        let is_noise = *credit > PROBATION && !period.knows(&event) && strangers.len() < STRANGERS.max(4 * period.len());
+        let is_noise =
+            *credit > PROBATION && !period.knows(&event) && strangers.len() < STRANGERS.max(4 * period.len());
         if is_noise {
             strangers.push(event);
             return Verdict::Outside;

@@ -37,7 +37,8 @@ impl Repeats {
     }
 
     /// How many of the latest keys equal the key `period` before.
-    pub fn run(&self, period: usize) -> usize {
+    #[cfg(test)]
+    fn run(&self, period: usize) -> usize {
         self.runs.get(period - 1).map_or(0, |&run| run as usize)
     }
 }

@@ -100,7 +100,9 @@ fn a_wrong_guess_is_corrected() {
         taken.push(step.iter().map(|&event| signature.observe(event)).collect::<Vec<_>>());
     }
     assert_eq!(signature.period().unwrap().len(), 25);
-    let whole = |verdicts: &Vec<Verdict>| (0..25).all(|n| matches!(verdicts[n], Verdict::Part { position, .. } if position == n));
+    let whole = |verdicts: &Vec<Verdict>| {
+        (0..25).all(|n| matches!(verdicts[n], Verdict::Part { position, .. } if position == n))
+    };
     assert!(taken[2..].iter().all(whole), "{:?}", taken[2]);
     assert_eq!(signature.step(), 10, "wrong steps are not counted");
 }
@@ -165,7 +167,7 @@ fn rebuilt_buckets_are_found_anew() {
 #[test]
 fn the_number_of_collectives_may_be_given() {
     // Three micro-batches of one buffer: only the user knows that they are one step.
-    let step = vec![reduce(5000, 1); 3];
+    let step = [reduce(5000, 1); 3];
     let mut signature = Signature::new(Prior { length: Some(3), buckets: None });
     assert_eq!(taken_from(&steps(&mut signature, vec![&step[..]; 5])), Some((2, 2)));
 }
