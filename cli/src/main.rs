@@ -10,10 +10,12 @@
 //! | `recording` | a run as Parquet files, written and read |
 //! | `report` | a run as one HTML page |
 //! | `study` | many runs: what goes with forgetting, and how well it can be foretold |
+//! | `manual` | manual pages |
 //! | `format` | numbers, times and sizes as text |
 
 mod commands;
 mod format;
+mod manual;
 mod names;
 mod recording;
 mod report;
@@ -57,6 +59,12 @@ enum Command {
     Completions {
         shell: clap_complete::Shell,
     },
+    /// Write manual pages, one for each subcommand
+    #[command(hide = true)]
+    Manual {
+        /// Where they go
+        directory: std::path::PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(&args),
         Command::Study(args) => commands::study::run(&args),
         Command::Completions { shell } => completions(shell),
+        Command::Manual { directory } => manual::write(Cli::command(), &directory),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
