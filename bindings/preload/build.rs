@@ -7,6 +7,7 @@ fn main() {
         // The forgetscope library and OpenBLAS come as archives.
         "-Wl,--exclude-libs,ALL",
         "-Wl,--gc-sections",
+        "-Wl,-soname,libforgetscope_preload.so.0",
         // Every symbol is resolved when the library is loaded, never in the middle of a run.
         "-Wl,-z,defs,-z,now",
     ] {

@@ -51,12 +51,21 @@ impl Library {
         found.1
     }
 
-    /// A symbol of the library; NULL if it has none of that name, or is not loaded.
-    pub fn symbol(self, name: &CStr) -> *mut c_void {
+    /// The next function of this name; NULL if there is none, or the library is not loaded.
+    fn function(self, name: &CStr) -> *mut c_void {
+        self.symbol(libc::RTLD_NEXT, name)
+    }
+
+    /// A variable as the program sees it: one that is not position-independent has copies of its own.
+    pub fn variable(self, name: &CStr) -> *mut c_void {
+        self.symbol(libc::RTLD_DEFAULT, name)
+    }
+
+    fn symbol(self, first: *mut c_void, name: &CStr) -> *mut c_void {
         // SAFETY: the name is terminated.
-        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-        if !next.is_null() {
-            return next;
+        let found = unsafe { libc::dlsym(first, name.as_ptr()) };
+        if !found.is_null() {
+            return found;
         }
         let Some(path) = self.path() else { return std::ptr::null_mut() };
         // SAFETY: the path is terminated; with RTLD_NOLOAD nothing is loaded or run. The handle is kept, which keeps the
@@ -91,9 +100,9 @@ impl Real {
 
     #[cold]
     fn find(&self) -> *mut c_void {
-        let mut address = self.library.symbol(self.name);
+        let mut address = self.library.function(self.name);
         if address.is_null() {
-            address = self.twin.map_or(address, |twin| self.library.symbol(twin));
+            address = self.twin.map_or(address, |twin| self.library.function(twin));
         }
         self.address.store(address, Ordering::Release);
         address

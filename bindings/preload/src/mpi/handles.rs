@@ -28,7 +28,7 @@ impl Handles {
     pub fn get() -> &'static Self {
         static HANDLES: OnceLock<Handles> = OnceLock::new();
         HANDLES.get_or_init(|| {
-            let address = |name| Library::Mpi.symbol(name) as usize;
+            let address = |name| Library::Mpi.variable(name) as usize;
             let float = address(c"ompi_mpi_float");
             if float == 0 {
                 // mpi.h of MPICH and of what is compatible with it.

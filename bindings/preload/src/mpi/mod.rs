@@ -38,7 +38,6 @@ fn issued(
     address: *const c_void,
     is_complete: bool,
 ) -> Option<Ticket> {
-    watch::seen();
     let handles = Handles::get();
     let Some(dtype) = handles.dtype(datatype) else {
         watch::left_out(0);
@@ -58,7 +57,9 @@ fn reduced(
     address: *const c_void,
     is_complete: bool,
 ) -> Option<Ticket> {
+    watch::seen();
     if !Handles::get().is_sum(op) {
+        watch::left_out(0);
         return None;
     }
     let count = count.max(0) as u64;
@@ -67,7 +68,11 @@ fn reduced(
 
 /// A reduction that leaves each rank its part. `counts`: elements of each rank.
 fn scattered(counts: impl Fn(u32) -> u64, datatype: Handle, op: Handle, communicator: Handle, address: *const c_void) {
-    let Some(member) = member(communicator).filter(|_| Handles::get().is_sum(op)) else { return };
+    watch::seen();
+    let Some(member) = member(communicator).filter(|_| Handles::get().is_sum(op)) else {
+        watch::left_out(0);
+        return;
+    };
     let first: u64 = (0..member.rank).map(&counts).sum();
     let local = first..first + counts(member.rank);
     let count = local.end + (member.rank + 1..member.size).map(&counts).sum::<u64>();
@@ -76,6 +81,7 @@ fn scattered(counts: impl Fn(u32) -> u64, datatype: Handle, op: Handle, communic
 
 /// Parameters, perhaps.
 fn gathered(count: u64, datatype: Handle, communicator: Handle, address: *const c_void) {
+    watch::seen();
     issued(Kind::Gather, communicator, datatype, count, 0..count, address, true);
 }
 
