@@ -674,7 +674,8 @@ fgs_status fgs_register(fgs_scope *scope,
 // The data is read later, inside `fgs_gradients_ready`, `fgs_step_end`, `fgs_reference_add`, `fgs_snapshot`,
 // `fgs_task_end`, `fgs_probe_head_output` and the functions of a curvature run, and never outside them. A curvature run also
 // writes to FGS_PARAM. The data must stay readable until it is bound to something else or unbound with `tensor` NULL.
-// Binding again costs little when only the address changes, so it may be done in every step.
+// Binding again costs little when only the address changes, so it may be done in every step; `fgs_rebind` does it for many
+// tensors at once.
 //
 // Accepted: float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, in host memory, row-major or any strides that
 // amount to at most two dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
@@ -701,6 +702,24 @@ fgs_status fgs_bind_shard(fgs_scope *scope,
                           uint32_t what,
                           const fgs_dltensor *tensor,
                           const fgs_shard *shard);
+
+// Says that the data of `count` tensors lies at other addresses: `data[i]` is the first element of tensor `ids[i]` from now
+// on. Everything else is as it was bound: shape, strides, dtype, device, shard. A NULL address unbinds the tensor, which
+// then needs `fgs_bind` again; an address that is bound already costs nothing.
+//
+// For trainers that allocate gradients anew in every step (PyTorch's `zero_grad(set_to_none=True)`): one call instead of
+// one per tensor, needed only where `fgs_step_sampled` says so. All or nothing. Errors: FGS_ERROR_NULL,
+// FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what; a tensor that is not bound; alignment), FGS_ERROR_UNSUPPORTED
+// (device).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `ids` and `data` must be readable up to `count`, or count 0;
+// addresses must be of readable memory, as for `fgs_bind`.
+fgs_status fgs_rebind(fgs_scope *scope,
+                      uint32_t what,
+                      const uint32_t *ids,
+                      void *const *data,
+                      uint64_t count);
 
 // Training of a task begins: from now on gradients are this task's, and all other tasks are earlier ones.
 //
@@ -775,6 +794,23 @@ fgs_status fgs_snapshot(fgs_scope *scope,
 // Requires:
 // `scope` must come from `fgs_open` and not have been closed.
 fgs_status fgs_step_begin(fgs_scope *scope, uint64_t step);
+
+// Whether the step that has begun is sampled: 1 or 0 in `*sampled`, 0 outside steps. For trainers that have something to do
+// only then, such as `fgs_rebind`.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed; `sampled` must be NULL or writable.
+fgs_status fgs_step_sampled(const fgs_scope *scope,
+                            int32_t *sampled);
+
+// Steps are sampled when (step − start_step) is a multiple of `every` from now on; 0: never. For a closer look at a part of
+// the run. Tensors with a rule of their own in the configuration keep it, and steps in CUDA graphs keep what was captured.
+// Errors: FGS_ERROR_PHASE (inside a step).
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed.
+fgs_status fgs_set_every(fgs_scope *scope,
+                         uint64_t every);
 
 // One tensor's gradient, for trainers that never have all gradients at once (callbacks, fused backward and update).
 //

@@ -9,4 +9,4 @@ macro_rules! programs {
     ($($name:ident),* $(,)?) => { $(#[test] fn $name() { run(stringify!($name)); })* };
 }
 
-programs!(life, train, feed, shards, heads, stacked, dtypes, steps, probe, curvature, disabled);
+programs!(life, train, feed, shards, heads, stacked, dtypes, steps, rebind, probe, curvature, disabled);

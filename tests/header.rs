@@ -13,6 +13,7 @@ fn generate() -> String {
         "life",
         "tensor",
         "catalog",
+        "bind",
         "task",
         "step",
         "probe",

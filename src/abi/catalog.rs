@@ -1,12 +1,11 @@
-//! Registering tensors and saying where their data lies.
+//! Registering tensors.
 
 use super::boundary::{Failure, Outcome, guard};
-use super::handle::{call, fgs_scope, scope, with_front};
+use super::handle::{fgs_scope, scope, with_front};
 use super::status::fgs_status;
-use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
 use super::text::{check_struct, required};
 use crate::scope::schema::Role;
-use crate::scope::{EXPERT, Front, HeadLayout, HeadMap, REPLICATED, Source, TIED, TensorSpec};
+use crate::scope::{EXPERT, Front, HeadLayout, HeadMap, REPLICATED, TIED, TensorSpec};
 use std::ffi::c_char;
 
 /// What a tensor does in the model. Decides the default head map, and sums are taken per role.
@@ -63,18 +62,6 @@ pub enum fgs_head_layout {
     FGS_HEADS_INTERLEAVED = 4,
     /// Per query group: its query heads, as many gate heads, its key head, its value head.
     FGS_HEADS_INTERLEAVED_GATED = 5,
-}
-
-/// Which data of a tensor is meant.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum fgs_data {
-    /// Gradient.
-    FGS_GRAD = 0,
-    /// Parameters as the model uses them.
-    FGS_PARAM = 1,
-    /// fp32 master copy of the parameters; measured instead of FGS_PARAM where bound, since bf16 hides small updates.
-    FGS_MASTER = 2,
 }
 
 /// Bits of fgs_tensor.flags.
@@ -283,84 +270,6 @@ fn head_map(tensor: &fgs_tensor, role: Role) -> Outcome<HeadMap> {
         head_offset: tensor.head_offset,
         kv_head_offset: tensor.kv_head_offset,
     })
-}
-
-/// Says where all of a tensor's data lies: `what` is FGS_GRAD, FGS_PARAM or FGS_MASTER.
-///
-/// The data is read later, inside `fgs_gradients_ready`, `fgs_step_end`, `fgs_reference_add`, `fgs_snapshot`,
-/// `fgs_task_end`, `fgs_probe_head_output` and the functions of a curvature run, and never outside them. A curvature run also
-/// writes to FGS_PARAM. The data must stay readable until it is bound to something else or unbound with `tensor` NULL.
-/// Binding again costs little when only the address changes, so it may be done in every step.
-///
-/// Accepted: float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, in host memory, row-major or any strides that
-/// amount to at most two dimensions. With layer_count > 1 at registration, the whole stacked buffer may be bound to the first id: its first
-/// dimension is the layer (or layer × rows). Unbinding the first id, with `tensor` NULL or without elements, unbinds all
-/// layers, however they were bound. Errors: FGS_ERROR_NOT_FOUND (id), FGS_ERROR_INVALID (what, shape),
-/// FGS_ERROR_UNSUPPORTED (device, dtype, strides).
-///
-/// # Safety
-/// `scope` must come from `fgs_open` and not have been closed; `tensor` must be NULL or describe readable memory.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fgs_bind(
-    scope: *mut fgs_scope,
-    id: u32,
-    what: u32,
-    tensor: *const fgs_dltensor,
-) -> fgs_status {
-    // SAFETY: the same promise.
-    unsafe { fgs_bind_shard(scope, id, what, tensor, std::ptr::null()) }
-}
-
-/// Says where this rank's part of a tensor lies. `shard` tells which elements of the unsharded tensor it is; NULL: all.
-///
-/// Whatever is not covered belongs to other ranks and is never read here. Data that was cut at any place is fine, also in
-/// the middle of a row or head. With a shard `id` is one tensor, never a stack. Otherwise as `fgs_bind`.
-///
-/// # Safety
-/// As for `fgs_bind`; `shard` must be NULL or readable.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fgs_bind_shard(
-    scope: *mut fgs_scope,
-    id: u32,
-    what: u32,
-    tensor: *const fgs_dltensor,
-    shard: *const fgs_shard,
-) -> fgs_status {
-    // SAFETY: the caller's promise.
-    unsafe {
-        call(scope, |front| {
-            let source = match what {
-                0 => Source::Gradient,
-                1 => Source::Parameter,
-                2 => Source::Master,
-                other => return Err(Failure::invalid(format!("what: {other} is not an fgs_data"))),
-            };
-            let (stack, numel) = front.stack(id)?;
-            // As with data: no shard means the whole stack, a shard is of one layer.
-            let layers = if shard.is_null() { stack } else { 1 };
-            let mut unbind = || Ok((id..id + layers).try_for_each(|id| front.unbind(id, source))?);
-            if tensor.is_null() {
-                return unbind();
-            }
-            let data = local_tensor(tensor)?;
-            let shard = self::shard(shard, data.numel())?;
-            if data.numel() == 0 {
-                return unbind();
-            }
-            if stack > 1 && shard.is_none() && data.numel() == numel * u64::from(stack) {
-                for layer in 0..stack {
-                    let Some(part) = data.layer(layer, stack) else {
-                        return Err(Failure::invalid(format!(
-                            "tensor.shape: the first dimension does not hold {stack} layers of equal size"
-                        )));
-                    };
-                    front.bind(id + layer, source, part.data()?, None)?;
-                }
-                return Ok(());
-            }
-            Ok(front.bind(id, source, data.data()?, shard)?)
-        })
-    }
 }
 
 const _: () = {

@@ -135,8 +135,9 @@ pub(super) unsafe fn call_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::bind::fgs_bind;
     use crate::abi::boundary::guard;
-    use crate::abi::catalog::{fgs_bind, fgs_register, fgs_tensor};
+    use crate::abi::catalog::{fgs_register, fgs_tensor};
     use crate::abi::text::MAGIC;
     use crate::ring::Reader;
     use crate::scope::Options;

@@ -5,6 +5,7 @@
 
 #![allow(non_camel_case_types)] // the names of the C types
 
+mod bind;
 mod boundary;
 mod catalog;
 mod curvature;
@@ -20,6 +21,7 @@ mod task;
 mod tensor;
 mod text;
 
+pub use bind::*;
 pub use catalog::*;
 pub use curvature::*;
 pub use handle::fgs_scope;

@@ -1,6 +1,6 @@
 //! The life of a step.
 
-use super::boundary::Failure;
+use super::boundary::{Failure, guard};
 use super::handle::{call, call_on, fgs_scope};
 use super::status::fgs_status;
 use super::tensor::{fgs_dltensor, fgs_shard, local_tensor, shard};
@@ -25,6 +25,37 @@ pub enum fgs_gradient_flag {
 pub unsafe extern "C" fn fgs_step_begin(scope: *mut fgs_scope, step: u64) -> fgs_status {
     // SAFETY: the caller's promise.
     unsafe { call(scope, |front| Ok(front.step_begin(step)?)) }
+}
+
+/// Whether the step that has begun is sampled: 1 or 0 in `*sampled`, 0 outside steps. For trainers that have something to do
+/// only then, such as `fgs_rebind`.
+///
+/// # Safety
+/// `scope` must come from `fgs_open` and not have been closed; `sampled` must be NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fgs_step_sampled(scope: *const fgs_scope, sampled: *mut i32) -> fgs_status {
+    // SAFETY: the caller's promise.
+    let Some(sampled) = (unsafe { sampled.as_mut() }) else { return guard(|| Err(Failure::null("sampled"))) };
+    *sampled = 0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(scope, |front| {
+            *sampled = i32::from(front.is_sampled());
+            Ok(())
+        })
+    }
+}
+
+/// Steps are sampled when (step − start_step) is a multiple of `every` from now on; 0: never. For a closer look at a part of
+/// the run. Tensors with a rule of their own in the configuration keep it, and steps in CUDA graphs keep what was captured.
+/// Errors: FGS_ERROR_PHASE (inside a step).
+///
+/// # Safety
+/// `scope` must come from `fgs_open` and not have been closed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fgs_set_every(scope: *mut fgs_scope, every: u64) -> fgs_status {
+    // SAFETY: the caller's promise.
+    unsafe { call(scope, |front| Ok(front.set_every(every)?)) }
 }
 
 /// One tensor's gradient, for trainers that never have all gradients at once (callbacks, fused backward and update).

@@ -145,15 +145,27 @@ pub(super) unsafe fn local_tensor(tensor: *const fgs_dltensor) -> Outcome<LocalT
         return Err(Failure::null("tensor.data"));
     }
     let base = (tensor.data as *const u8).wrapping_add(tensor.byte_offset as usize);
+    let tensor = LocalTensor { base, dtype, place, dims };
+    check_range(base, tensor.bytes(), dtype, place)?;
+    Ok(tensor)
+}
+
+/// An address is aligned for its elements, and device memory is what it is said to be, as far as the driver can tell.
+pub(super) fn check_range(base: *const u8, bytes: usize, dtype: DType, place: Place) -> Outcome<()> {
     if !(base as usize).is_multiple_of(dtype.size()) {
         return Err(Failure::invalid(format!(
             "tensor.data: the first element is at {base:?}, which is not a multiple of its size, {} bytes",
             dtype.size()
         )));
     }
-    let tensor = LocalTensor { base, dtype, place, dims };
-    tensor.check_place()?;
-    Ok(tensor)
+    let Place::Cuda(ordinal) = place else { return Ok(()) };
+    if bytes == 0 {
+        return Ok(());
+    }
+    check_pointer(base as usize, bytes, ordinal).map_err(|error| {
+        let argument = if matches!(error, CudaError::Pointer(_)) { "data" } else { "device" };
+        Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, format!("tensor.{argument}: {error}"))
+    })
 }
 
 impl LocalTensor {
@@ -161,19 +173,14 @@ impl LocalTensor {
         &self.dims.shape[..self.dims.count]
     }
 
-    /// Device memory is what it is said to be, as far as the driver can tell.
-    fn check_place(&self) -> Outcome<()> {
-        let Place::Cuda(ordinal) = self.place else { return Ok(()) };
+    /// Bytes from the first element to the end of the last.
+    fn bytes(&self) -> usize {
         if self.numel() == 0 {
-            return Ok(());
+            return 0;
         }
         let dims = self.shape().iter().zip(&self.dims.strides);
         let last: i64 = dims.map(|(length, stride)| (length - 1) * stride).sum();
-        let bytes = (last as usize + 1) * self.dtype.size();
-        check_pointer(self.base as usize, bytes, ordinal).map_err(|error| {
-            let argument = if matches!(error, CudaError::Pointer(_)) { "data" } else { "device" };
-            Failure::new(fgs_status::FGS_ERROR_UNSUPPORTED, format!("tensor.{argument}: {error}"))
-        })
+        (last as usize + 1) * self.dtype.size()
     }
 
     /// The data's first element.

@@ -184,6 +184,19 @@ impl Memory {
         (self.dtype == DType::F32).then_some(Writable { base: self.base.cast_mut().cast(), place: self.place })
     }
 
+    /// The first element is at this address.
+    pub fn is_first(self, address: *const u8) -> bool {
+        self.base == address
+    }
+
+    /// The same at another address.
+    ///
+    /// # Safety
+    /// As for [`Memory::new`] or [`Memory::on_device`], whichever it is.
+    pub unsafe fn moved(self, base: *const u8) -> Self {
+        Self { base, ..self }
+    }
+
     /// The buffer holds the same elements, at the same place, as `other`.
     pub fn is_at(self, other: Self) -> bool {
         (self.base, self.place) == (other.base, other.place)

@@ -212,6 +212,29 @@ impl Catalog {
         resolved
     }
 
+    /// What is bound of a tensor.
+    pub fn bound(&self, id: u32, source: Source) -> Result<&Binding> {
+        let tensor = self.tensor(id)?;
+        let unbound = || invalid!("ids: nothing is bound of '{}' (id {id}); call fgs_bind first", tensor.spec.name);
+        tensor.bound(source).ok_or_else(unbound)
+    }
+
+    /// What is bound of a tensor lies at another address.
+    ///
+    /// # Safety
+    /// As for [`Memory::moved`].
+    pub unsafe fn rebind(&mut self, id: u32, source: Source, base: *const u8) -> Result<()> {
+        if self.bound(id, source)?.memory.is_first(base) {
+            return Ok(());
+        }
+        if let Some(binding) = self.tensors[id as usize].slot(source) {
+            // SAFETY: the caller's promise.
+            binding.memory = unsafe { binding.memory.moved(base) };
+            self.changes += 1;
+        }
+        Ok(())
+    }
+
     /// Forgets where a tensor's data lies.
     pub fn unbind(&mut self, id: u32, source: Source) -> Result<()> {
         self.tensor(id)?;
@@ -441,6 +464,13 @@ impl Tensor {
 impl Binding {
     pub fn memory(&self) -> Memory {
         self.memory
+    }
+
+    /// Bytes from the first element to the end of the last.
+    pub fn bytes(&self) -> usize {
+        let View { rows, cols, row_step, col_step } = self.view;
+        let last = |count: u64, step| (count as i64 - 1) * step;
+        self.memory.bytes(0, last(rows, row_step) + last(cols, col_step)).len()
     }
 
     /// Per slice of the tensor.

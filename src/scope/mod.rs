@@ -43,6 +43,7 @@ pub use probe::{Attention, Mask, Outputs};
 pub use schedule::Rule;
 pub use shard::{Shard, View};
 
+use crate::device::Memory;
 use crate::device::cpu::{Cpu, host_memory_bytes};
 use crate::device::{Machine, Stream};
 use crate::ring::{Entry, Writer, WriterOptions, default_path};
@@ -103,6 +104,11 @@ struct Metric {
     higher_is_better: bool,
 }
 
+/// How often steps are sampled, for readers. The latest holds.
+fn every_attribute(every: u64) -> Entry {
+    Entry::Attribute { key: "every".into(), value: every.to_string() }
+}
+
 /// The metric that `fgs_record_loss` records.
 pub const LOSS: &str = "loss";
 
@@ -131,7 +137,6 @@ impl Scope {
         let attributes = [
             ("run", options.run.clone()),
             ("forgetscope", env!("CARGO_PKG_VERSION").into()),
-            ("every", options.every.to_string()),
             ("sketch_head", options.sketch_head.to_string()),
             ("sketch_matrix", options.sketch_matrix.to_string()),
             ("window", options.window.to_string()),
@@ -141,6 +146,7 @@ impl Scope {
         for (key, value) in attributes {
             drain.send(Message::Name(Entry::Attribute { key: key.into(), value }));
         }
+        drain.send(Message::Name(every_attribute(options.every)));
         let schedules = vec![Schedule::common(&options)];
         let front = Front {
             queue: Queue::new(Machine::new(cpu).with_packing(options.reference_format)),
@@ -240,10 +246,48 @@ impl Front {
         self.queue.device.reach(place).map_err(|error| Error::Unsupported(format!("tensor.device: {place}: {error}")))
     }
 
+    /// Where data is bound, and how many bytes it spans.
+    pub fn bound(&self, id: u32, source: Source) -> Result<(Memory, usize)> {
+        self.catalog.bound(id, source).map(|bound| (bound.memory(), bound.bytes()))
+    }
+
+    /// The data that is bound lies at another address from now on.
+    ///
+    /// # Safety
+    /// As for [`Memory::moved`].
+    pub unsafe fn rebind(&mut self, id: u32, source: Source, base: *const u8) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.catalog.rebind(id, source, base) }?;
+        self.after_binding(source);
+        Ok(())
+    }
+
     pub fn unbind(&mut self, id: u32, source: Source) -> Result<()> {
         self.catalog.unbind(id, source)?;
         self.after_binding(source);
         Ok(())
+    }
+
+    /// From now on steps are sampled when (step − start_step) is a multiple of `every`; 0: never. Tensors with a rule of
+    /// their own keep it.
+    pub fn set_every(&mut self, every: u64) -> Result<()> {
+        self.before_change();
+        self.expect_no_step("fgs_set_every")?;
+        self.options.every = every;
+        self.schedules = vec![Schedule::common(&self.options)];
+        for tensor in &mut self.catalog.tensors {
+            tensor.schedule = Schedule::of(&self.options, &tensor.spec.name)?;
+            if !self.schedules.contains(&tensor.schedule) {
+                self.schedules.push(tensor.schedule);
+            }
+        }
+        self.drain.send(Message::Name(every_attribute(every)));
+        Ok(())
+    }
+
+    /// The step that is going on is sampled.
+    pub fn is_sampled(&self) -> bool {
+        self.step.measured.is_some()
     }
 
     /// How many layers a stacked buffer of this tensor holds; 1 if it stands alone.

@@ -93,6 +93,13 @@ static void check_null_scope(void)
     BAD(fgs_register(NULL, &tensor, &id), FGS_ERROR_NULL, "scope");
     BAD(fgs_bind(NULL, ID, FGS_GRAD, &data), FGS_ERROR_NULL, "scope");
     BAD(fgs_bind_shard(NULL, ID, FGS_GRAD, &data, NULL), FGS_ERROR_NULL, "scope");
+    uint32_t id = ID;
+    int32_t sampled = 1;
+    BAD(fgs_rebind(NULL, FGS_GRAD, &id, &data.data, 1), FGS_ERROR_NULL, "scope");
+    BAD(fgs_step_sampled(NULL, &sampled), FGS_ERROR_NULL, "scope");
+    CHECK(sampled == 0);
+    BAD(fgs_step_sampled(NULL, NULL), FGS_ERROR_NULL, "sampled");
+    BAD(fgs_set_every(NULL, 1), FGS_ERROR_NULL, "scope");
     BAD(fgs_task_begin(NULL, "task"), FGS_ERROR_NULL, "scope");
     BAD(fgs_task_end(NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_reference_add(NULL, "task", 1, 1.0, &stream), FGS_ERROR_NULL, "scope");
