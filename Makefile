@@ -11,6 +11,7 @@ CARGO   := cargo
 SETUP   := $(BUILD)/.setup
 PYTHON  := $(BUILD)/python/.ready
 CUDA    := $(BUILD)/cuda/.ready
+TORCH   := $(BUILD)/torch/.ready
 
 help:                ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -73,6 +74,17 @@ program: $(SETUP)    ## build/bin/forgetscope
 trainer: $(SETUP) lib  ## build/trainer/trainer
 	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)
 
+wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the library inside
+	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m build -q --wheel --no-isolation \
+	    --outdir $(BUILD)/wheel bindings/python
+	@ls $(BUILD)/wheel/*.whl
+
+test-python: $(SETUP) $(TORCH) lib  ## the tests of the Python package, with PyTorch
+	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m pytest -q bindings/python
+
+bench-python: $(SETUP) $(TORCH) lib  ## what the Python package adds to a step
+	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python benches/python_overhead.py
+
 clean:               ## remove everything that was built
 	rm -rf $(BUILD) target
 
@@ -87,6 +99,14 @@ $(PYTHON): tests/python/requirements.txt $(SETUP)
 	$(BUILD)/python/bin/pip install -q -r tests/python/requirements.txt
 	@touch $@
 
+# PyTorch and what trains with it, for the tests of the Python package.
+$(TORCH): bindings/python/tests/requirements.txt bindings/python/tests/requirements-torch.txt scripts/torch-without-cuda $(SETUP)
+	python3 -m venv $(BUILD)/torch
+	$(BUILD)/torch/bin/pip install -q --no-deps -r bindings/python/tests/requirements-torch.txt
+	$(BUILD)/torch/bin/pip install -q -r bindings/python/tests/requirements.txt
+	scripts/torch-without-cuda $(BUILD)/torch
+	@touch $@
+
 # The compilers of the kernels.
 $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/cuda
@@ -94,4 +114,4 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	@touch $@
 
 .PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
-    bench-gpu lib program trainer clean
+    bench-gpu lib program trainer wheel test-python bench-python clean
