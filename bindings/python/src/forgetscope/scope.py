@@ -70,8 +70,9 @@ class Scope:
         exclude: str | None = None,
         **options: int | float,
     ) -> None:
-        self._library = library()
-        self._raw = self._library.raw
+        self.raw = library().raw
+        """The functions of the C ABI, for `handle`; `check` raises for what they return."""
+        self.check = library().check
         fields: dict[str, Any] = {"run": run, "ring_path": ring_path, "include": include, "exclude": exclude}
         fields = {name: _encode(value) for name, value in fields.items()}
         options = {"every": every, **options} if every is not None else options
@@ -81,7 +82,7 @@ class Scope:
         self.handle = ctypes.c_void_p()
         self._call("open", ctypes.byref(_abi.Options(**fields, **options)), ctypes.byref(self.handle), scope=False)
         # A scope that was forked away belongs to the parent: the library leaves it alone.
-        self._closer = weakref.finalize(self, self._raw.fgs_close, self.handle)
+        self._closer = weakref.finalize(self, self.raw.fgs_close, self.handle)
         # What is bound has to stay readable: whoever binds need not keep it.
         self._bound: dict[tuple[int, int], View] = {}
         path = ctypes.c_char_p()
@@ -90,8 +91,8 @@ class Scope:
         """File of the ring; None if the instrument is disabled."""
 
     def _call(self, name: str, *arguments: Any, scope: bool = True) -> int:
-        function = getattr(self._raw, f"fgs_{name}")
-        return self._library.check(function(self.handle, *arguments) if scope else function(*arguments))
+        function = getattr(self.raw, f"fgs_{name}")
+        return self.check(function(self.handle, *arguments) if scope else function(*arguments))
 
     @property
     def disabled(self) -> bool:
@@ -301,7 +302,7 @@ class Scope:
             yield ProbePass(self, stream)
         except BaseException:
             # Incomplete, so it is dropped.
-            self._raw.fgs_probe_end(self.handle)
+            self.raw.fgs_probe_end(self.handle)
             raise
         self._call("probe_end")
 
@@ -383,7 +384,8 @@ class ProbePass:
         """Attention of a layer: probabilities [sequences, heads, queries, keys], or query and key [sequences, tokens, heads, width]."""
         given = {"probabilities": probabilities, "query": query, "key": key, "log_sum_exp": log_sum_exp}
         views = {name: View.of(tensor) for name, tensor in given.items() if tensor is not None}
-        fields = {name: ctypes.pointer(view) for name, view in views.items()}
+        kind = ctypes.POINTER(_abi.DLTensor)
+        fields = {name: ctypes.cast(ctypes.pointer(view), kind) for name, view in views.items()}
         numbers = {"scale": scale, "softcap": softcap, "window": window, "first_head": first_head}
         described = _abi.Attention(**fields, **numbers, mask=_number(Mask, mask, "mask"))
         self._call("probe_attention", layer, ctypes.byref(described), self._stream)
