@@ -22,7 +22,9 @@ from .scope import Scope
 if TYPE_CHECKING:
     from . import layout as layout
     from .logging import log_to_tensorboard, log_to_wandb
-    from .torch import Rule, TorchScope, attach
+    from .torch import Rule as Rule
+    from .torch import TorchScope as TorchScope
+    from .torch import attach as attach
 
 __version__ = "0.1.0"
 

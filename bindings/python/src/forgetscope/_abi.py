@@ -121,7 +121,10 @@ class DLTensor(c.Structure):
 
 
 class _Sized(c.Structure):
-    """A struct that begins with its size and the magic number; `Options(every=1)` starts from the header's FGS_..._INIT."""
+    """A struct that begins with its size and the magic number.
+
+    `Options(every=1)` is the header's FGS_OPTIONS_INIT with one field set.
+    """
 
     _initial_: ClassVar[dict[str, Any]] = {}
 
@@ -184,7 +187,8 @@ class Tensor(_Sized):
 
 
 class Shard(_Sized):
-    """Which elements of the unsharded tensor the local data is: `run_count` runs of `run_length` elements, `run_step` apart.
+    """Which elements of the unsharded tensor the local data is: `run_count` runs of `run_length` elements, `run_step`
+    apart.
 
     Counted in the row-major order of the unsharded tensor. A flat range: `offset` only.
     """

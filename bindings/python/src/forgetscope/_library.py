@@ -1,7 +1,7 @@
 """Finds libforgetscope.so, loads it once, and turns statuses into errors.
 
-The wheel has the library inside; `FGS_LIB` names another one. It is loaded with the first scope or reader, not on import,
-so `import forgetscope` costs nothing and cannot fail.
+The wheel has the library inside; `FGS_LIB` names another one. It is loaded with the first scope or reader, not on
+import, so `import forgetscope` costs nothing and cannot fail.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _FILE = "libforgetscope.so"
 
 
 class Error(Exception):
-    """What forgetscope refuses, with a sentence that names the argument. Raised while things are set up, never in a step."""
+    """What forgetscope refuses, with a sentence that names the argument.
+
+    Raised while things are set up and by calls of the trainer's own, never by the hooks of a step.
+    """
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -62,7 +65,7 @@ class Library:
 
     def reason(self) -> str:
         """Why the latest call of this thread was refused."""
-        return self.raw.fgs_last_error().decode()
+        return str(self.raw.fgs_last_error(), "utf-8")
 
 
 def find() -> Path:

@@ -1,7 +1,8 @@
-"""What the numbers in a ring mean: names of kinds, values, tasks and tensors, read from the ring's own header and catalog.
+"""What the numbers in a ring mean: names of kinds, values, tasks and tensors, read from the ring's own header and
+catalog.
 
-Layout: docs/ring.md. Both are read with system calls and not mapped: what lies below `catalog_len` never changes, and a file
-that is cut short while it is read gives an error, not a signal.
+Layout: docs/ring.md. Both are read with system calls and not mapped: what lies below `catalog_len` never changes, and
+a file that is cut short while it is read gives an error, not a signal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._library import Error, Status
+from ._abi import Status
+from ._library import Error
 
 NONE_U16 = 2**16 - 1
 NONE_U32 = 2**32 - 1
@@ -208,7 +210,7 @@ class _Body:
     def number(self, code: str) -> int:
         (value,) = struct.unpack_from(f"<{code}", self._data, self._place)
         self._place += struct.calcsize(f"<{code}")
-        return value
+        return int(value)
 
     def text(self) -> str:
         length = self.number("I")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ._abi import DLTensor
-from ._library import Error, Status, invalid
+from ._abi import DLTensor, Status
+from ._library import Error, invalid
 
 # Device types of DLPack that the library reads.
 DEVICES = {"cpu": 1, "cuda": 2, "cuda_pinned": 3, "cuda_managed": 13}
@@ -35,7 +35,10 @@ _capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, (ctypes.p
 
 @dataclass(frozen=True)
 class Pointer:
-    """Memory that is described by hand. `strides` in elements; None: row-major without gaps. The caller keeps it alive."""
+    """Memory that is described by hand, and that the caller keeps alive.
+
+    `strides` are in elements; None: row-major without gaps.
+    """
 
     address: int
     shape: Sequence[int]
@@ -64,8 +67,8 @@ class View(DLTensor):
             t = tensor
             return cls._described(t.address, t.shape, t.dtype, t.device, t.device_id, t.strides)
         if hasattr(tensor, "__dlpack__"):
-            # PyTorch gives no capsule of what autograd follows. Reading is ordered by the stream of each call: −1 asks the
-            # producer not to order it by another one.
+            # PyTorch gives no capsule of what autograd follows. Reading is ordered by the stream of each call: −1 asks
+            # the producer not to order it by another one.
             source = tensor.detach() if hasattr(tensor, "detach") else tensor
             on_host = source.__dlpack_device__()[0] == DEVICES["cpu"]
             capsule = source.__dlpack__() if on_host else source.__dlpack__(stream=-1)
@@ -112,7 +115,7 @@ class View(DLTensor):
     @property
     def address(self) -> int:
         """Of the first element; 0 if there is none."""
-        return (self.data or 0) + self.byte_offset
+        return int(self.data or 0) + int(self.byte_offset)
 
 
 def stream_handle(stream: Any) -> int | None:

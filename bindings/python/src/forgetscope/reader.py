@@ -134,8 +134,8 @@ class Reader:
     def frame(self, kind: str, records: np.ndarray | None = None) -> pandas.DataFrame:
         """The records of a kind as a pandas DataFrame; all that are still in the ring, or those that are given.
 
-        Columns: time, step, level, flags, rank, task, reference, tensor, layer, expert, role, head, and the kind's values
-        by name. What does not apply is missing.
+        Columns: time, step, level, flags, rank, task, reference, tensor, layer, expert, role, head, and the kind's
+        values by name. What does not apply is missing.
         """
         import pandas
 

@@ -1,7 +1,7 @@
 """Which runs there are on this machine: `forgetscope.runs()`.
 
-Looks where the library puts its rings: the directory that is given, else `FGS_RING_DIR`, else /dev/shm. Costs a few system
-calls for each ring.
+Looks where the library puts its rings: the directory that is given, else `FGS_RING_DIR`, else /dev/shm. Costs a few
+system calls for each ring.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`Scope`: the instrument, from any array library.
 
-A thin cover of the C ABI: tensors are read where they lie, nothing is copied. A call that is refused raises `Error` with a
-sentence that names the argument. For PyTorch models `forgetscope.attach` makes all of these calls by itself.
+A thin cover of the C ABI: tensors are read where they lie, nothing is copied. A call that is refused raises `Error`
+with a sentence that names the argument. For PyTorch models `forgetscope.attach` makes all of these calls by itself.
 
 Costs, beyond the library's: about 0.3 µs a call, 2 µs where a tensor is described anew.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,34 +29,23 @@ from ._abi import (
     ProbeFlag,
     Role,
     Shard,
-    Status,
     TensorFlag,
     Want,
 )
-from ._library import Error, invalid, library
+from ._library import invalid, library
 from .dlpack import View, stream_handle
+from .names import member
 
 
 def _encode(text: str | os.PathLike[str] | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-def _number(enumeration: Any, value: Any, argument: str) -> int:
-    """A member of an enumeration, given as it is, as its number or by its name in lower case."""
-    if isinstance(value, str):
-        try:
-            return int(enumeration[value.upper()])
-        except KeyError:
-            names = ", ".join(member.name.lower() for member in enumeration)
-            raise invalid(f"{argument}: {value!r} is none of {names}") from None
-    return int(enumeration(value))
-
-
 class Scope:
     """An open instrument. Options that are not given keep the library's defaults (docs/configuration.md).
 
-    A context manager: `with Scope(run="study") as scope:` closes it at the end. A scope that is not closed is closed when it
-    is collected or the interpreter ends.
+    A context manager: `with Scope(run="study") as scope:` closes it at the end. A scope that is not closed is closed
+    when it is collected or the interpreter ends.
     """
 
     def __init__(
@@ -155,9 +143,9 @@ class Scope:
             "numel": numel,
             "rows": rows,
             "cols": cols,
-            "role": _number(Role, role, "role"),
+            "role": member(Role, role, "role"),
             "group": group,
-            "head_layout": _number(HeadLayout, head_layout, "head_layout"),
+            "head_layout": member(HeadLayout, head_layout, "head_layout"),
             "head_count": heads,
             "kv_head_count": kv_heads,
             "head_offset": head_offset,
@@ -179,10 +167,10 @@ class Scope:
     def bind(self, tensor_id: int, what: Data | str | int, tensor: Any, shard: Shard | None = None) -> None:
         """Says where a tensor's gradient, parameters or master copy lie; `tensor` None: nowhere any more.
 
-        `shard`: which elements of the unsharded tensor they are; None: all. The tensor is kept alive until something else
-        is bound.
+        `shard`: which elements of the unsharded tensor they are; None: all. The tensor is kept alive until something
+        else is bound.
         """
-        source = _number(Data, what, "what")
+        source = member(Data, what, "what")
         view = None if tensor is None else View.of(tensor)
         described = None if view is None else ctypes.byref(view)
         if shard is None:
@@ -200,7 +188,7 @@ class Scope:
             raise invalid(f"addresses: {len(addresses)} for {len(ids)} ids")
         numbers = np.asarray(ids, np.uint32)
         places = np.asarray(addresses, np.uint64)
-        source = _number(Data, what, "what")
+        source = member(Data, what, "what")
         self._call("rebind", source, numbers.ctypes.data, places.ctypes.data, len(numbers))
         for number in ids:
             self._bound.pop((number, source), None)
@@ -288,8 +276,8 @@ class Scope:
     ) -> Iterator[ProbePass]:
         """A pass over the probe of a task: `with scope.probe("legal") as p: p.batch(8, 128); p.hidden(0, states); …`
 
-        `continued`: the weights are those after so many more updates on the task itself, in run number `run`. `base`: later
-        passes are compared with this one. A pass that is left by an exception is given up.
+        `continued`: the weights are those after so many more updates on the task itself, in run number `run`. `base`:
+        later passes are compared with this one. A pass that is left by an exception is given up.
         """
         fields = {
             "task": task.encode(),
@@ -322,10 +310,11 @@ class Scope:
         stream: Any = None,
         **options: int | float,
     ) -> None:
-        """The loss landscape of a task around the weights of now. `answer(with_gradient)` returns the loss of the same batch.
+        """The loss landscape of a task around the weights of now. `answer(with_gradient)` returns the loss of the same
+        batch.
 
-        While it runs the bound parameters are moved in place; afterwards they are as they were, to the last bit, also if
-        `answer` raises. With `with_gradient` the gradients have to be those that are bound. `options`: fields of
+        While it runs the bound parameters are moved in place; afterwards they are as they were, to the last bit, also
+        if `answer` raises. With `with_gradient` the gradients have to be those that are bound. `options`: fields of
         `fgs_curvature`.
         """
         ids = (ctypes.c_uint32 * len(blocks))(*blocks)
@@ -381,13 +370,17 @@ class ProbePass:
         window: int = 0,
         first_head: int = 0,
     ) -> None:
-        """Attention of a layer: probabilities [sequences, heads, queries, keys], or query and key [sequences, tokens, heads, width]."""
+        """Attention of a layer: probabilities, or query and key as they enter the product.
+
+        `probabilities`: [sequences, heads, queries, keys]. `query`, `key`: [sequences, tokens, heads, width]. `scale` 0:
+        1/√width. `window`: a query sees only so many of the latest keys.
+        """
         given = {"probabilities": probabilities, "query": query, "key": key, "log_sum_exp": log_sum_exp}
         views = {name: View.of(tensor) for name, tensor in given.items() if tensor is not None}
         kind = ctypes.POINTER(_abi.DLTensor)
         fields = {name: ctypes.cast(ctypes.pointer(view), kind) for name, view in views.items()}
         numbers = {"scale": scale, "softcap": softcap, "window": window, "first_head": first_head}
-        described = _abi.Attention(**fields, **numbers, mask=_number(Mask, mask, "mask"))
+        described = _abi.Attention(**fields, **numbers, mask=member(Mask, mask, "mask"))
         self._call("probe_attention", layer, ctypes.byref(described), self._stream)
 
     def head_output(self, layer: int, heads: int, outputs: Any, *, projection: Any = None, first_head: int = 0) -> None:
@@ -398,23 +391,3 @@ class ProbePass:
     def router(self, layer: int, logits: Any, top_k: int) -> None:
         """Logits of a router, [sequences · tokens, experts]."""
         self._call("probe_router", layer, ctypes.byref(View.of(logits)), top_k, self._stream)
-
-
-class Watch:
-    """Says a fault once. Inside a step nothing may raise: the first refusal is a warning, later ones are silent."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-        self._lock = threading.Lock()
-
-    def say(self, what: str, sentence: str) -> None:
-        import warnings
-
-        with self._lock:
-            if what in self._said:
-                return
-            self._said.add(what)
-        warnings.warn(f"forgetscope: {what}: {sentence}", RuntimeWarning, stacklevel=3)
-
-
-__all__ = ["Error", "ProbePass", "Scope", "Status", "Watch"]

@@ -1,7 +1,7 @@
 """Work beside training: forward and backward passes that leave no trace in it.
 
-Gradients, random numbers (PyTorch on host and devices, NumPy, Python) and the mode of every module are put back, so that
-training goes on bit by bit as if nothing had happened. Compiled code is left alone: passes run eagerly.
+Gradients, random numbers (PyTorch on host and devices, NumPy, Python) and the mode of every module are put back, so
+that training goes on bit by bit as if nothing had happened. Compiled code is left alone: passes run eagerly.
 """
 
 from __future__ import annotations

@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from .._library import Error, Status, invalid
-from ..scope import Scope, Watch
+from .._abi import Status
+from .._library import Error, invalid
+from ..scope import Scope
+from ..watch import Watch
 from .bindings import Bindings
 from .loss_scale import LossScale
 from .parameters import measured_parameters, unwrapped
@@ -60,7 +62,8 @@ def attach(
     probes:       task → its probe batches (a list: the same every time). A pass is made over each every `probe_every`
                   steps, and over that of the task in training when it ends
     forward:      how a probe batch goes through the model, if not `model(**batch)` or `model(batch)`
-    replica:      which of several equal copies of the model this process has; only copy 0 is measured. Default: the rank in
+    replica:      which of several equal copies of the model this process has; only copy 0 is measured. Default: the
+    rank in
                   torch.distributed, if parameters are no DTensors. 0: each process has another part of the model
     options:      fields of `fgs_options`: ring_path, include, exclude, ring_slots, budget_bytes, threads, window, …
     """
@@ -218,9 +221,10 @@ class TorchScope:
     ) -> int:
         """Gradients of a task's data at the weights of now: what later gradients are compared with. 32 to 64 batches.
 
-        `loss_fn(model, batch)`: the mean loss of a batch; default: the one that the model computes. `examples`: loss terms of a
-        batch (or a function of it); default: counted from its labels. At most `limit` batches are taken; returns how many.
-        The model is in evaluation mode. Gradients, optimizer and random numbers of training are as before.
+        `loss_fn(model, batch)`: the mean loss of a batch; default: the one that the model computes. `examples`: loss
+        terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken;
+        returns how many. The model is in evaluation mode. Gradients, optimizer and random numbers of training are as
+        before.
         """
         if self.scope.disabled:
             return 0
@@ -271,10 +275,12 @@ class TorchScope:
         run: int = 0,
         base: bool = False,
     ) -> None:
-        """A pass over a task's probe (docs/probes.md): the same batches in every pass, about 1,000 tokens looked at in all.
+        """A pass over a task's probe (docs/probes.md): the same batches in every pass, about 1,000 tokens looked at in
+        all.
 
-        Between steps. `labels(batch)`: a class per sequence or token, for neural collapse. `continued`, `run`, `base`: as for
-        `Scope.probe`. Among replicas only the first one makes the pass; with sharded parameters all ranks have to call it.
+        Between steps. `labels(batch)`: a class per sequence or token, for neural collapse. `continued`, `run`, `base`:
+        as for `Scope.probe`. Among replicas only the first one makes the pass; with sharded parameters all ranks have
+        to call it.
         """
         if self.scope.disabled or not self._is_measured:
             return
@@ -303,15 +309,13 @@ class TorchScope:
     ) -> None:
         """The loss landscape of a task around the weights of now, on one batch: about 100 gradients.
 
-        `blocks`: names of tensors that are looked at by themselves as well. `options`: fields of `fgs_curvature`, such as
-        lanczos_steps. Parameters are moved meanwhile, and are as they were afterwards, to the last bit. fp32, not sharded;
-        among replicas only the first one does it.
+        `blocks`: names of tensors that are looked at by themselves as well. `options`: fields of `fgs_curvature`, such
+        as lanczos_steps. Parameters are moved meanwhile, and are as they were afterwards, to the last bit. fp32, not
+        sharded; among replicas only the first one does it.
         """
         if self.scope.disabled or not self._is_measured:
             return
-        run_curvature(
-            self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options
-        )
+        run_curvature(self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options)
 
     # Within
 
@@ -333,7 +337,7 @@ class TorchScope:
             what = ", ".join(sorted(map(str, devices or others)))
             raise Error(
                 Status.ERROR_UNSUPPORTED,
-                f"model: its parameters are on {what}; they have to be in host memory or on one CUDA device in each process",
+                f"model: its parameters are on {what}; in one process they have to be in host memory or on one CUDA device",
             )
 
     def _say_unclassified(self) -> None:
@@ -367,7 +371,7 @@ def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, int]:
 
 
 def _replicas(model: nn.Module) -> tuple[bool, Any]:
-    """Whether every process has a copy of the model; and the group over which the gradients of references are averaged."""
+    """Whether every process has a copy of the model; and the group over which gradients of references are averaged."""
     if process_rank() is None or any(is_sharded(parameter) for parameter in model.parameters()):
         return False, None
     wrapped: nn.Module | None = model

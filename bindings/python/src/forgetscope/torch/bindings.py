@@ -1,8 +1,8 @@
 """Where gradients and parameters lie at present, told to the library in one call.
 
-`zero_grad(set_to_none=True)`, the default, gives gradients new memory in every step. In a sampled step their addresses are
-collected and handed over by `fgs_rebind`; a gradient that came, went or changed its strides is bound anew. In a step that is
-not sampled nothing is looked at.
+`zero_grad(set_to_none=True)`, the default, gives gradients new memory in every step. In a sampled step their addresses
+are collected and handed over by `fgs_rebind`; a gradient that came, went or changed its strides is bound anew. In a
+step that is not sampled nothing is looked at.
 
 Costs about 0.15 µs for each tensor of a sampled step (`make bench-python`).
 """
@@ -19,7 +19,8 @@ from torch import nn
 
 from .._abi import Data, Shard
 from ..dlpack import View
-from ..scope import Scope, Watch
+from ..scope import Scope
+from ..watch import Watch
 from .parameters import Measured
 from .sharding import Part, is_sharded, local, part_of
 

@@ -1,7 +1,7 @@
 """Head maps: how many heads a projection has, and along which axis they lie.
 
-The numbers come from the attention module that the projection is in, or from the `config` of that module or of one around
-it. A tensor that cannot be cut evenly stays whole rather than being cut in the wrong places.
+The numbers come from the attention module that the projection is in, or from the `config` of that module or of one
+around it. A tensor that cannot be cut evenly stays whole rather than being cut in the wrong places.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """What gradients still have to be multiplied by when `optimizer.step()` is called: the rest of a loss scale.
 
 `GradScaler.step` unscales the gradients before it calls the optimizer, so there is nothing left to do, except for fused
-optimizers (`fused=True`): they unscale inside their kernel, and the scale is a tensor on the device. Waiting for it would
-make the trainer wait, so it is copied to the host in the order of the stream and the latest copy that has arrived is used: in
-the few steps after the scale changes, sizes of gradients may be off by that factor (2 by default). Directions and updates are
-not, and `scaler.unscale_(optimizer)` before the step, as for clipping, makes everything exact.
+optimizers (`fused=True`): they unscale inside their kernel, and the scale is a tensor on the device. Waiting for it
+would make the trainer wait, so it is copied to the host in the order of the stream and the latest copy that has
+arrived is used: in the few steps after the scale changes, sizes of gradients may be off by that factor (2 by default).
+Directions and updates are not, and `scaler.unscale_(optimizer)` before the step, as for clipping, makes everything
+exact.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 
 class LossScale:
-    """The factor of each step. `scaler`: the GradScaler that is used, if there is one: its scale before the first step."""
+    """The factor of each step. `scaler`: the GradScaler that is used, for the scale before the first step."""
 
     def __init__(self, scaler: Any) -> None:
         self._known = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0

@@ -1,8 +1,8 @@
 """What of a model is measured: every trainable parameter, by its role, layer, heads and, fused experts, one by one.
 
-Names are those of `named_parameters()` without what wrappers put in front (DistributedDataParallel, torch.compile, activation
-checkpoints), so that they are the same on every rank and in every run. Parameters that are shared (tied embeddings) come
-once, under the first of their names.
+Names are those of `named_parameters()` without what wrappers put in front (DistributedDataParallel, torch.compile,
+activation checkpoints), so that they are the same on every rank and in every run. Parameters that are shared (tied
+embeddings) come once, under the first of their names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 
 from .._abi import HeadLayout, Role
 from .._library import invalid
+from ..names import member
 from .heads import WHOLE, HeadMap, fits, head_counts, head_map
 from .roles import role_of
 from .rules import Rule
@@ -130,7 +131,7 @@ def _entries(
     for rule in rules:
         if match := rule.expression.search(name):
             named = rule.number("layer", match)
-            role, is_known = Role(rule.role), True
+            role, is_known = member(Role, rule.role, "role"), True
             heads = _ruled(rule, name, role, shape, around)
             layer = layer if named is None else named
             named = rule.number("expert", match)
@@ -150,9 +151,7 @@ def _entries(
         yield Measured(one, parameter, shape[1:], role, layer, number, WHOLE, is_known, is_slice=True)
 
 
-def _known(
-    name: str, role: Role, layout: HeadLayout, shape: tuple[int, ...], around: list[nn.Module]
-) -> HeadMap:
+def _known(name: str, role: Role, layout: HeadLayout, shape: tuple[int, ...], around: list[nn.Module]) -> HeadMap:
     counts = head_counts(around)
     if counts is None or not _keeps_heads(name, role):
         return WHOLE
@@ -174,7 +173,7 @@ def _ruled(rule: Rule, name: str, role: Role, shape: tuple[int, ...], around: li
     counted = head_counts(around) or (0, 0)
     heads = counted[0] if rule.heads is None else rule.heads
     kv_heads = rule.kv_heads or (counted[1] if rule.heads is None else heads)
-    layout = HeadLayout(rule.layout)
+    layout = member(HeadLayout, rule.layout, "layout")
     found = head_map(role, layout, shape, heads, kv_heads, _is_transposed(around[-1]))
     if rule.axis is not None and found is not WHOLE:
         found = HeadMap(found.heads, found.kv_heads, found.layout, rule.axis)

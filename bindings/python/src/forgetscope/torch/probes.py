@@ -1,14 +1,15 @@
 """A pass over a probe: one forward run of fixed batches, and what appears on the way.
 
-Taken from the model by hooks that are there during the pass only: hidden states behind every layer, what heads put out (the
-input of the output projection), logits of routers, and attention:
+Taken from the model by hooks that are there during the pass only: hidden states behind every layer, what heads put out
+(the input of the output projection), logits of routers, and attention:
 
 - transformers' attention functions get query, key and mask; they are handed over as they enter the product, and the
   library computes the few rows that it looks at;
 - `nn.MultiheadAttention` is asked for its probabilities;
 - a model that returns `attentions` (as with `output_attentions=True`) has them taken from there.
 
-Masks that are neither causal nor absent (padding) need whole matrices of probabilities: batches without padding are cheaper.
+Masks that are neither causal nor absent (padding) need whole matrices of probabilities: batches without padding are
+cheaper.
 """
 
 from __future__ import annotations
@@ -193,7 +194,13 @@ class _Capture:
 
     def _in_front(self, function: Callable[..., Any] | None) -> Callable[..., Any]:
         def attention(
-            module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, *rest: Any, **kwargs: Any
+            module: nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            mask: Any,
+            *rest: Any,
+            **kwargs: Any,
         ) -> Any:
             layer = self._layers.get(module)
             if layer is not None and self._first("attention", layer):
@@ -205,7 +212,13 @@ class _Capture:
         return attention
 
     def _attention(
-        self, layer: int, module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, kwargs: Mapping[str, Any]
+        self,
+        layer: int,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: Any,
+        kwargs: Mapping[str, Any],
     ) -> None:
         """`query` and `key`: [sequences, heads, tokens, width]."""
         if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:

@@ -1,7 +1,7 @@
 """Gradients at fixed weights: the reference of a task, and the answers of a curvature run.
 
-One batch costs a forward and a backward pass. Under DistributedDataParallel the mean over the ranks' batches is taken; FSDP2
-reduces by itself.
+One batch costs a forward and a backward pass. Under DistributedDataParallel the mean over the ranks' batches is taken;
+FSDP2 reduces by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from .._library import Error, Status, invalid
+from .._abi import Status
+from .._library import Error, invalid
 from ..scope import Scope
 from .aside import aside, same_random_numbers
 from .bindings import Bindings
@@ -44,7 +45,7 @@ def on_device(batch: Any, model: nn.Module) -> Any:
 
 
 def terms_of(batch: Any) -> int:
-    """How many loss terms the mean of a batch is over, as far as its labels say: tokens of a causal model, else labels."""
+    """Loss terms that the mean of a batch is over, as far as its labels say: tokens of a causal model, else labels."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, torch.Tensor):
         return 0

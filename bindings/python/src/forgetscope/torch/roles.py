@@ -1,8 +1,8 @@
 """Roles by name: what a parameter does, from how libraries call their modules.
 
 The table knows transformers' models (GPT-2, GPT-NeoX, GPT-J, OPT, Llama, Mistral, Qwen, Phi, Gemma, Mixtral and other
-mixtures of experts, BERT, DistilBERT, ViT, BART, T5, …), `torch.nn.MultiheadAttention` and `nn.Transformer…`, nanoGPT, and
-adapters of PEFT. What no name says may still be said by the type of the module: embeddings and normalisations.
+mixtures of experts, BERT, DistilBERT, ViT, BART, T5, …), `torch.nn.MultiheadAttention` and `nn.Transformer…`, nanoGPT,
+and adapters of PEFT. What no name says may still be said by the type of the module: embeddings and normalisations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _TABLE: tuple[_Entry, ...] = (
     _entry(r"\w*[nN]orm\w*|ln_\w+|ln\d*", Role.NORM),
     # Attention, all in one.
     _entry(r"query_key_value|linear_qkv", Role.QKV, HeadLayout.INTERLEAVED),
-    _entry(r"c_attn|qkv_proj|Wqkv|\w*attn\w*\.(?:qkv|in_proj|to_qkv)|attention\.qkv", Role.QKV, HeadLayout.CONCATENATED),
+    _entry(
+        r"c_attn|qkv_proj|Wqkv|\w*attn\w*\.(?:qkv|in_proj|to_qkv)|attention\.qkv", Role.QKV, HeadLayout.CONCATENATED
+    ),
     # Attention, one by one.
     _entry(rf"q_proj|q_lin|query_proj|to_q|wq|linear_q|{_ATTENTION}\.(?:query|q)|self\.query", Role.QUERY),
     _entry(rf"k_proj|k_lin|key_proj|to_k|wk|linear_k|{_ATTENTION}\.(?:key|k)|self\.key", Role.KEY),

@@ -3,12 +3,11 @@
 A rule file is TOML; its rules are looked at in order, before the built-in ones, and the first match decides:
 
     [[tensor]]
-    match = 'blocks\\.(?P<layer>\\d+)\\.mixer\\.Wqkv\\.weight$'   # searched in the name, without wrappers such as "module."
-    role = "qkv"                  # a name of forgetscope.Role, in lower case
-    heads = 16                    # 0: not split; left out: from the model's config
-    kv_heads = 4                  # left out: from the model's config, or as many as heads
-    layout = "interleaved"        # a name of forgetscope.HeadLayout
-    axis = 0                      # 0: heads are bands of rows, 1: of columns; left out: by role and module
+    match = 'blocks\\.(?P<layer>\\d+)\\.mixer\\.Wqkv\\.weight$'   # searched in the name, without wrappers such as
+    "module." role = "qkv"                  # a name of forgetscope.Role, in lower case heads = 16                    #
+    0: not split; left out: from the model's config kv_heads = 4                  # left out: from the model's config,
+    or as many as heads layout = "interleaved"        # a name of forgetscope.HeadLayout axis = 0
+    # 0: heads are bands of rows, 1: of columns; left out: by role and module
 
 The groups `layer` and `expert` of the expression, where there are some, are numbers in the whole model.
 """
@@ -24,6 +23,7 @@ from typing import Any
 
 from .._abi import HeadLayout, Role
 from .._library import invalid
+from ..names import member
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,8 +48,8 @@ class Rule:
             object.__setattr__(self, "expression", re.compile(self.match))
         except re.error as error:
             raise invalid(f"match: {self.match!r} is no regular expression: {error}") from None
-        object.__setattr__(self, "role", _member(Role, self.role, "role"))
-        object.__setattr__(self, "layout", _member(HeadLayout, self.layout, "layout"))
+        object.__setattr__(self, "role", member(Role, self.role, "role"))
+        object.__setattr__(self, "layout", member(HeadLayout, self.layout, "layout"))
         if self.axis not in (None, 0, 1):
             raise invalid(f"axis: {self.axis} is neither 0 (rows) nor 1 (columns)")
 
@@ -57,15 +57,6 @@ class Rule:
         """The layer or expert that the name says, if the expression has a group for it."""
         text = match.groupdict().get(group)
         return None if text is None else int(text)
-
-
-def _member(enumeration: Any, value: Any, argument: str) -> Any:
-    if not isinstance(value, str):
-        return enumeration(value)
-    if value.upper() not in enumeration.__members__:
-        names = ", ".join(name.lower() for name in enumeration.__members__)
-        raise invalid(f"{argument}: {value!r} is none of {names}")
-    return enumeration[value.upper()]
 
 
 Rules = str | os.PathLike[str] | Iterable[Rule | Mapping[str, Any]]
@@ -86,7 +77,9 @@ def load_rules(rules: Rules | None) -> list[Rule]:
         raise invalid(f"rules: {os.fspath(rules)} is no TOML: {error}") from None
     if unknown := set(content) - {"tensor"}:
         raise invalid(f"rules: {os.fspath(rules)} has {sorted(unknown)[0]!r}; rules are tables [[tensor]]")
-    return [_rule(entry, f"{os.fspath(rules)}, [[tensor]] {number}") for number, entry in enumerate(content["tensor"], 1)]
+    return [
+        _rule(entry, f"{os.fspath(rules)}, [[tensor]] {number}") for number, entry in enumerate(content["tensor"], 1)
+    ]
 
 
 def _rule(entry: Mapping[str, Any], where: str) -> Rule:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from .._abi import Shard
-from .._library import Error, Status
+from .._abi import Shard, Status
+from .._library import Error
 
 if distributed.is_available():
     from torch.distributed.tensor import DTensor, Replicate
@@ -28,7 +28,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's data of a tensor, as it lies."""
     # `to_local()` does the same through autograd, a hundred times slower.
-    return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Part:
         if last - first > 1 or (last > first and math.prod(whole[:first]) > 1):
             raise Error(
                 Status.ERROR_UNSUPPORTED,
-                f"{name}: the part {self.shape} at {self.offset} of {whole} is cut in dimensions that are not neighbours",
+                f"{name}: its part {self.shape} at {self.offset} of {whole} is cut in dimensions that are no neighbours",
             )
         inner = [math.prod(whole[k + 1 :]) for k in range(len(whole))]
         start = sum(offset * step for offset, step in zip(self.offset, inner, strict=True))
@@ -73,7 +73,7 @@ class Part:
 
 
 def part_of(parameter: torch.Tensor, replica: int | None) -> Part:
-    """What of a parameter is here. `replica`: of a parameter that is no DTensor, which of several equal copies this is."""
+    """What of a parameter is here. `replica`: which of several equal copies, if it is no DTensor."""
     shape = tuple(parameter.shape)
     if not is_sharded(parameter):
         return Part((0,) * len(shape), shape, replica)

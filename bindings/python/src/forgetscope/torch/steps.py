@@ -1,9 +1,9 @@
-"""The life of a step, by hooks of the optimizer: gradients are final just before `optimizer.step()` and the update is made
-just after it.
+"""The life of a step, by hooks of the optimizer: gradients are final just before `optimizer.step()` and the update is
+made just after it.
 
-With a closure (LBFGS, Lightning) gradients are final when it has been evaluated for the first time, so it is that moment
-that is measured. Several optimizers make one step: it begins with the first of them and ends when each had its turn, or one
-has its second.
+With a closure (LBFGS, Lightning) gradients are final when it has been evaluated for the first time, so it is that
+moment that is measured. Several optimizers make one step: it begins with the first of them and ends when each had its
+turn, or one has its second.
 
 Costs about 2 µs for a step that is not sampled (`make bench-python`). Nothing here raises: what fails is said once, and
 training goes on.
@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from ..scope import Scope, Watch
+from ..scope import Scope
+from ..watch import Watch
 from .bindings import Bindings
 from .loss_scale import LossScale
 
