@@ -272,10 +272,7 @@ fn nothing_to_measure_is_said() {
 /// From another process, while it trains: all ranks do it before the same step.
 #[test]
 fn commands_are_carried_out_by_all_ranks() {
-    let program = env!("CARGO_PKG_NAME");
-    assert_eq!(program, "forgetscope-preload");
-    let steps = "400";
-    let run = sized_plan(Mpi::Open, "trainer_mpi", 2, "allreduce", steps).preloaded();
+    let run = sized_plan(Mpi::Open, "trainer_mpi", 2, "allreduce", "400").preloaded();
     let run = run.variable("FGS_RUN", "commands").variable("FGS_PRELOAD_TASK", "prose").run_with(|directory| {
         let mut clients = clients(directory, 2);
         let at = clients.iter().map(forgetscope::control::Client::step).max().unwrap() + 60;
