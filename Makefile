@@ -17,6 +17,7 @@ PREFIX  ?= /usr/local
 LIBDIR  ?= lib
 DESTDIR ?=
 DIST    := forgetscope-$(VERSION)-x86_64-linux-gnu
+TORCH   := $(BUILD)/torch/.ready
 
 help:                ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,6 +72,13 @@ lib: $(SETUP)        ## build/lib/libforgetscope.so
 	@ln -sf libforgetscope.so.$(VERSION) $(BUILD)/lib/libforgetscope.so.0
 	@ln -sf libforgetscope.so.0 $(BUILD)/lib/libforgetscope.so
 
+preload: $(SETUP)    ## build/lib/libforgetscope_preload.so
+	$(CARGO) build -q --release -p forgetscope-preload
+	@mkdir -p $(BUILD)/lib
+	@install -m 755 target/release/libforgetscope_preload.so $(BUILD)/lib/libforgetscope_preload.so.$(VERSION)
+	@ln -sf libforgetscope_preload.so.$(VERSION) $(BUILD)/lib/libforgetscope_preload.so.0
+	@ln -sf libforgetscope_preload.so.0 $(BUILD)/lib/libforgetscope_preload.so
+
 program: $(SETUP)    ## build/bin/forgetscope
 	$(CARGO) build -q --release -p forgetscope-cli
 	@mkdir -p $(BUILD)/bin
@@ -79,20 +87,31 @@ program: $(SETUP)    ## build/bin/forgetscope
 trainer: $(SETUP) lib  ## build/trainer/trainer
 	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)
 
-install: lib program  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
+install: lib preload program  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
 	@scripts/install --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
 
 uninstall:           ## remove what `make install` installed
 	@scripts/install --uninstall --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
 
-dist: lib program  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
+dist: lib preload program  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
 	@rm -rf $(BUILD)/dist/$(DIST)
 	@scripts/install --prefix /$(DIST) --destdir $(abspath $(BUILD)/dist)
 	@tar -C $(BUILD)/dist --sort=name --owner=0 --group=0 --numeric-owner -czf $(BUILD)/dist/$(DIST).tar.gz $(DIST)
 	@echo "$(BUILD)/dist/$(DIST).tar.gz"
 
-deb: lib program $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
+deb: lib preload program $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
 	@scripts/deb
+
+wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the library inside
+	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m build -q --wheel --no-isolation \
+	    --outdir $(BUILD)/wheel bindings/python
+	@ls $(BUILD)/wheel/*.whl
+
+test-python: $(SETUP) $(TORCH) lib  ## the tests of the Python package, with PyTorch
+	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m pytest -q bindings/python
+
+bench-python: $(SETUP) $(TORCH) lib  ## what the Python package adds to a step
+	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python benches/python_overhead.py
 
 clean:               ## remove everything that was built
 	rm -rf $(BUILD) target
@@ -112,6 +131,14 @@ $(PYTHON): tests/python/requirements.txt $(SETUP)
 	$(BUILD)/python/bin/pip install -q -r tests/python/requirements.txt
 	@touch $@
 
+# PyTorch and what trains with it, for the tests of the Python package.
+$(TORCH): bindings/python/tests/requirements.txt bindings/python/tests/requirements-torch.txt scripts/torch-without-cuda $(SETUP)
+	python3 -m venv $(BUILD)/torch
+	$(BUILD)/torch/bin/pip install -q --no-deps -r bindings/python/tests/requirements-torch.txt
+	$(BUILD)/torch/bin/pip install -q -r bindings/python/tests/requirements.txt
+	scripts/torch-without-cuda $(BUILD)/torch
+	@touch $@
+
 # The compilers of the kernels.
 $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/cuda
@@ -119,4 +146,4 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	@touch $@
 
 .PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
-    bench-gpu lib program trainer install uninstall dist deb clean
+    bench-gpu lib preload program trainer install uninstall dist deb wheel test-python bench-python clean

@@ -25,7 +25,10 @@ fn built() -> (PathBuf, PathBuf) {
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     let (target, profile) = built();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args(["build", "--quiet"]).args(["forgetscope"].map(|p| format!("--package={p}")));
+    cargo
+        .current_dir(root())
+        .args(["build", "--quiet"])
+        .args(["forgetscope", "forgetscope-preload"].map(|p| format!("--package={p}")));
     succeed(cargo.arg("--target-dir").arg(target));
     profile
 });
@@ -48,6 +51,7 @@ fn succeed(command: &mut Command) -> String {
 fn install(arguments: &[&OsStr]) -> Command {
     let mut install = Command::new(root().join("scripts/install"));
     install.arg("--library").arg(LIBRARIES.join("libforgetscope.so"));
+    install.arg("--preload").arg(LIBRARIES.join("libforgetscope_preload.so"));
     install.arg("--program").arg(env!("CARGO_BIN_EXE_forgetscope")).args(arguments);
     install
 }
@@ -166,7 +170,7 @@ fn everything_is_there_and_goes_again() {
     succeed(&mut install(&arguments));
     let prefix = staging.path().join("opt/forgetscope");
     let version = env!("CARGO_PKG_VERSION");
-    for name in ["libforgetscope"] {
+    for name in ["libforgetscope", "libforgetscope_preload"] {
         let link = |name: String| fs::read_link(prefix.join("lib").join(name)).expect("a link");
         assert_eq!(link(format!("{name}.so")), Path::new(&format!("{name}.so.0")));
         assert_eq!(link(format!("{name}.so.0")), Path::new(&format!("{name}.so.{version}")));
@@ -210,6 +214,7 @@ fn the_debian_package_serves_trainers() {
     let mut deb = Command::new(root().join("scripts/deb"));
     deb.arg("--output").arg(directory.path());
     deb.arg("--library").arg(LIBRARIES.join("libforgetscope.so"));
+    deb.arg("--preload").arg(LIBRARIES.join("libforgetscope_preload.so"));
     let package = succeed(deb.arg("--program").arg(env!("CARGO_BIN_EXE_forgetscope")));
     let control = succeed(Command::new("dpkg-deb").args(["-f", package.trim()]));
     for field in ["Package: forgetscope", "Depends: libc6", &format!("Version: {}", env!("CARGO_PKG_VERSION"))] {

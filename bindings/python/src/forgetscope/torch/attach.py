@@ -1,0 +1,386 @@
+"""`attach`: the instrument on a PyTorch model and its optimizer, in one line.
+
+    scope = forgetscope.attach(model, optimizer, every=10)
+    with scope.task("legal"):
+        for batch in legal:
+            loss(model, batch).backward()
+            optimizer.step(); optimizer.zero_grad()
+        scope.reference("legal", legal_batches)
+    with scope.task("code"):
+        ...
+
+Training is the same, bit by bit, with and without it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from .._abi import Status
+from .._library import Error, invalid
+from ..scope import Scope
+from ..watch import Watch
+from .bindings import Bindings
+from .loss_scale import LossScale
+from .parameters import measured_parameters, unwrapped
+from .probes import Forward, Points, run_probe
+from .references import Loss, add_reference, run_curvature
+from .rules import Rules, load_rules
+from .sharding import is_sharded, process_rank
+from .steps import StepHooks
+
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizers | None = None,
+    *,
+    every: int | None = None,
+    run: str | None = None,
+    rules: Rules | None = None,
+    grad_scaler: Any = None,
+    probes: Mapping[str, Iterable[Any]] | None = None,
+    probe_every: int = 50,
+    forward: Forward | None = None,
+    replica: int | None = None,
+    **options: Any,
+) -> TorchScope:
+    """Measures the trainable parameters of `model` at every step of `optimizer`, or of several that make one step.
+
+    every:        sample every so many steps (default 10; docs/configuration.md)
+    run:          name of the run, for people
+    rules:        what parameters are that the built-in names do not know: a TOML file or a list of `Rule`
+    grad_scaler:  the `GradScaler`, needed only for a fused optimizer whose gradients are not unscaled before the step
+    probes:       task → its probe batches (a list: the same every time). A pass is made over each every `probe_every`
+                  steps, and over that of the task in training when it ends
+    forward:      how a probe batch goes through the model, if not `model(**batch)` or `model(batch)`
+    replica:      which of several equal copies of the model this process has; only copy 0 is measured. Default: the
+    rank in
+                  torch.distributed, if parameters are no DTensors. 0: each process has another part of the model
+    options:      fields of `fgs_options`: ring_path, include, exclude, ring_slots, budget_bytes, threads, window, …
+    """
+    return TorchScope(
+        model,
+        optimizer,
+        every=every,
+        run=run,
+        rules=rules,
+        grad_scaler=grad_scaler,
+        probes=probes,
+        probe_every=probe_every,
+        forward=forward,
+        replica=replica,
+        **options,
+    )
+
+
+class TorchScope:
+    """What `attach` gives. A context manager; closed with the process at the latest."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizers | None,
+        *,
+        rules: Rules | None,
+        grad_scaler: Any,
+        probes: Mapping[str, Iterable[Any]] | None,
+        probe_every: int,
+        forward: Forward | None,
+        replica: int | None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise invalid(f"model: a {type(model).__name__} is no torch.nn.Module")
+        if probe_every < 1:
+            raise invalid(f"probe_every: {probe_every} is not at least 1")
+        measured = measured_parameters(model, load_rules(rules))
+        self.model = unwrapped(model)
+        self._watch = Watch()
+        self._is_replica, self._average = _replicas(model)
+        rank = process_rank()
+        if rank is not None:
+            options = {"rank": rank[0], "world_size": rank[1], **options}
+        if replica is None and self._is_replica and rank is not None:
+            replica = distributed.get_rank(self._average)
+        optimizers = _optimizers(optimizer)
+        self.scope = Scope(**options)
+        """The scope below, for what only it can do."""
+        try:
+            self._bindings = Bindings(self.scope, measured, _groups(optimizers), replica, self._watch)
+        except BaseException:
+            self.scope.close()
+            raise
+        self._is_measured = not (replica or 0)
+        self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
+        self._check_devices()
+        self._points = Points.of(self.model, measured)
+        self._forward = forward
+        self._probes = dict(probes or {})
+        self._probe_every = probe_every
+        self._task: str | None = None
+        self.unclassified = [entry.name for entry in measured if not entry.is_known]
+        """Parameters that nothing says the role of. They are measured as role "other"."""
+        if self.unclassified:
+            self._say_unclassified()
+        self._hooks: StepHooks | None = None
+        self._grad_scaler = grad_scaler
+        if optimizers:
+            self.watch(optimizers)
+
+    # Life
+
+    def watch(self, optimizer: Optimizers) -> None:
+        """Measures the steps of another optimizer from now on, as a new one for every task. Step numbers go on."""
+        step = self.step
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        if self.scope.disabled:
+            return
+        optimizers = _optimizers(optimizer)
+        loss_scale = LossScale(self._grad_scaler)
+        self._hooks = StepHooks(self.scope, self._bindings, optimizers, self._stream, self._watch, loss_scale)
+        self._hooks.step = step
+        self._hooks.after_step(self._probe_after)
+
+    @property
+    def step(self) -> int:
+        """Number of the next step. Set it to go on where a checkpoint was made."""
+        return self._hooks.step if self._hooks is not None else 0
+
+    @step.setter
+    def step(self, number: int) -> None:
+        if self._hooks is not None:
+            self._hooks.step = number
+
+    @property
+    def ring_path(self) -> Path | None:
+        """File of the ring, for `Reader`; None if the instrument is disabled."""
+        return self.scope.ring_path
+
+    @property
+    def tensors(self) -> dict[str, int]:
+        """Ids of what is measured, by name."""
+        return dict(self._bindings.ids)
+
+    def close(self) -> None:
+        """Removes the hooks and closes the scope; the ring stays."""
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+        self.scope.close()
+
+    def __enter__(self) -> TorchScope:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Tasks
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """Training of a task: `with scope.task("legal"):`. Its snapshot is kept at the end."""
+        self.task_begin(name)
+        try:
+            yield
+        finally:
+            self.task_end()
+
+    def task_begin(self, name: str) -> None:
+        self.scope.task_begin(name)
+        self._task = name
+
+    def task_end(self) -> None:
+        if self._task in self._probes:
+            # The base that later passes are compared with.
+            self.probe(self._task, self._probes[self._task])
+        self._task = None
+        if not self.scope.disabled:
+            self._bindings.update_parameters()
+            self.scope.snapshot(stream=self._stream())
+        self.scope.task_end()
+
+    def reference(
+        self,
+        task: str,
+        batches: Iterable[Any],
+        loss_fn: Loss | None = None,
+        *,
+        examples: int | Callable[[Any], int] | None = None,
+        limit: int = 64,
+    ) -> int:
+        """Gradients of a task's data at the weights of now: what later gradients are compared with. 32 to 64 batches.
+
+        `loss_fn(model, batch)`: the mean loss of a batch; default: the one that the model computes. `examples`: loss
+        terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken;
+        returns how many. The model is in evaluation mode. Gradients, optimizer and random numbers of training are as
+        before.
+        """
+        if self.scope.disabled:
+            return 0
+        count = add_reference(
+            self.scope,
+            self._bindings,
+            self.model,
+            task,
+            batches,
+            loss_fn,
+            examples,
+            self._stream,
+            limit,
+            self._average,
+        )
+        if count == 0:
+            raise invalid("batches: there are none; an iterator is empty after its first use")
+        return count
+
+    def snapshot(self, task: str | None = None) -> None:
+        """Keeps the parameters of now as those of `task` (None: of the current one)."""
+        if not self.scope.disabled:
+            self._bindings.update_parameters()
+            self.scope.snapshot(task, stream=self._stream())
+
+    def record_loss(self, task: str, value: float) -> None:
+        """The loss of a task on held-out data, at the weights of now."""
+        self.scope.record_loss(task, float(value))
+
+    def record_eval(self, task: str, metric: str, value: float, *, higher_is_better: bool) -> None:
+        """Another metric of a task on held-out data."""
+        self.scope.record_eval(task, metric, float(value), higher_is_better=higher_is_better)
+
+    def every(self, steps: int) -> None:
+        """Samples every so many steps from now on; 0: none."""
+        self.scope.every(steps)
+
+    # Looks at the model
+
+    def probe(
+        self,
+        task: str,
+        batches: Iterable[Any],
+        *,
+        forward: Forward | None = None,
+        labels: Callable[[Any], Any] | None = None,
+        continued: int | None = None,
+        run: int = 0,
+        base: bool = False,
+    ) -> None:
+        """A pass over a task's probe (docs/probes.md): the same batches in every pass, about 1,000 tokens looked at in
+        all.
+
+        Between steps. `labels(batch)`: a class per sequence or token, for neural collapse. `continued`, `run`, `base`:
+        as for `Scope.probe`. Among replicas only the first one makes the pass; with sharded parameters all ranks have
+        to call it.
+        """
+        if self.scope.disabled or not self._is_measured:
+            return
+        run_probe(
+            self.scope,
+            self.model,
+            self._points,
+            task,
+            batches,
+            forward or self._forward,
+            labels,
+            self._stream(),
+            continued=continued,
+            run=run,
+            base=base,
+        )
+
+    def curvature(
+        self,
+        task: str,
+        batch: Any,
+        loss_fn: Loss | None = None,
+        *,
+        blocks: Sequence[str] = (),
+        **options: int | float,
+    ) -> None:
+        """The loss landscape of a task around the weights of now, on one batch: about 100 gradients.
+
+        `blocks`: names of tensors that are looked at by themselves as well. `options`: fields of `fgs_curvature`, such
+        as lanczos_steps. Parameters are moved meanwhile, and are as they were afterwards, to the last bit. fp32, not
+        sharded; among replicas only the first one does it.
+        """
+        if self.scope.disabled or not self._is_measured:
+            return
+        run_curvature(self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options)
+
+    # Within
+
+    def _probe_after(self, step: int) -> None:
+        if self._probes and (step + 1) % self._probe_every == 0:
+            for task, batches in self._probes.items():
+                if task != self._task:
+                    self.probe(task, batches)
+
+    def _stream(self) -> int | None:
+        """PyTorch's current stream; None for host memory."""
+        return None if self._device is None else torch.cuda.current_stream(self._device).cuda_stream
+
+    def _check_devices(self) -> None:
+        devices = {parameter.device for parameter in self._bindings.parameters if parameter.is_cuda}
+        others = {p.device.type for p in self._bindings.parameters} - {"cpu", "cuda"}
+        if len(devices) > 1 or others:
+            self.scope.close()
+            what = ", ".join(sorted(map(str, devices or others)))
+            raise Error(
+                Status.ERROR_UNSUPPORTED,
+                f"model: its parameters are on {what}; in one process they have to be in host memory or on one CUDA device",
+            )
+
+    def _say_unclassified(self) -> None:
+        names = ", ".join(self.unclassified[:8]) + (" …" if len(self.unclassified) > 8 else "")
+        warnings.warn(
+            f"forgetscope: {len(self.unclassified)} parameters are of no known role and are measured as 'other': {names}. "
+            "Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file of such rules",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _optimizers(optimizer: Optimizers | None) -> list[torch.optim.Optimizer]:
+    given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
+    found = []
+    for one in given:
+        # Accelerate and Lightning wrap the optimizer that makes the step.
+        while not hasattr(one, "register_step_pre_hook") or hasattr(one, "optimizer"):
+            inner = getattr(one, "optimizer", None)
+            if inner is None:
+                raise invalid(f"optimizer: a {type(one).__name__} is no torch.optim.Optimizer")
+            one = inner
+        found.append(one)
+    return found
+
+
+def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, int]:
+    """Number of the parameter group of each parameter, counted over all optimizers."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
+
+
+def _replicas(model: nn.Module) -> tuple[bool, Any]:
+    """Whether every process has a copy of the model; and the group over which gradients of references are averaged."""
+    if process_rank() is None or any(is_sharded(parameter) for parameter in model.parameters()):
+        return False, None
+    wrapped: nn.Module | None = model
+    while wrapped is not None:
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            return True, wrapped.process_group
+        inner = getattr(wrapped, "_orig_mod", None)
+        wrapped = inner if isinstance(inner, nn.Module) else None
+    return True, distributed.group.WORLD
+
+
+__all__ = ["TorchScope", "attach"]

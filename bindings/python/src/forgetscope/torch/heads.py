@@ -1,0 +1,82 @@
+"""Head maps: how many heads a projection has, and along which axis they lie.
+
+The numbers come from the attention module that the projection is in, or from the `config` of that module or of one
+around it. A tensor that cannot be cut evenly stays whole rather than being cut in the wrong places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .._abi import HeadLayout, Role
+
+_HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "nhead", "encoder_attention_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "num_query_groups")
+_SPLIT = {Role.QUERY, Role.KEY, Role.VALUE, Role.QKV, Role.OUTPUT, Role.GATE}
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """Heads of one tensor, as `Scope.register` takes them."""
+
+    heads: int = 0
+    kv_heads: int = 0
+    layout: HeadLayout = HeadLayout.NONE
+    axis: int = 0
+
+
+WHOLE = HeadMap()
+
+
+def _first(source: Any, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = getattr(source, name, None)
+        # Some configs have a list, one number for each layer.
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def head_counts(modules: list[nn.Module]) -> tuple[int, int] | None:
+    """Query and key/value heads, from the innermost of `modules` (outermost first) that says so."""
+    for module in reversed(modules):
+        for source in (module, getattr(module, "config", None)):
+            if source is not None and (heads := _first(source, _HEADS)):
+                kv_heads = _first(source, _KV_HEADS)
+                if kv_heads is None and source is module:
+                    # An attention module that counts its query heads only: its config knows the others.
+                    kv_heads = _first(getattr(module, "config", None), _KV_HEADS)
+                return heads, kv_heads or heads
+    return None
+
+
+def head_map(
+    role: Role, layout: HeadLayout, shape: tuple[int, ...], heads: int, kv_heads: int, is_transposed: bool
+) -> HeadMap:
+    """The heads of a tensor of `shape`. `is_transposed`: a weight is [in, out], as in transformers' Conv1D."""
+    if role not in _SPLIT or heads == 0 or layout == HeadLayout.NONE:
+        return WHOLE
+    if layout == HeadLayout.AUTO:
+        layout = HeadLayout.CONCATENATED if role == Role.QKV else HeadLayout.SEPARATE
+    is_matrix = len(shape) > 1
+    axis = int(role == Role.OUTPUT) ^ int(is_transposed) if is_matrix else 0
+    found = HeadMap(heads, kv_heads, layout, axis)
+    return found if fits(role, found, shape) else WHOLE
+
+
+def fits(role: Role, map_: HeadMap, shape: tuple[int, ...]) -> bool:
+    """Whether the axis can be cut into these heads evenly."""
+    bands = {
+        HeadLayout.SEPARATE: map_.kv_heads if role in (Role.KEY, Role.VALUE) else map_.heads,
+        HeadLayout.CONCATENATED: map_.heads + 2 * map_.kv_heads,
+        HeadLayout.INTERLEAVED: map_.heads + 2 * map_.kv_heads,
+        HeadLayout.INTERLEAVED_GATED: 2 * map_.heads + 2 * map_.kv_heads,
+    }[map_.layout]
+    rows, columns = shape[0], 1
+    for length in shape[1:]:
+        columns *= length
+    extent = rows if map_.axis == 0 else columns
+    return extent % bands == 0 and map_.heads % map_.kv_heads == 0

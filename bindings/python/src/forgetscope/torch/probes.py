@@ -1,0 +1,326 @@
+"""A pass over a probe: one forward run of fixed batches, and what appears on the way.
+
+Taken from the model by hooks that are there during the pass only: hidden states behind every layer, what heads put out
+(the input of the output projection), logits of routers, and attention:
+
+- transformers' attention functions get query, key and mask; they are handed over as they enter the product, and the
+  library computes the few rows that it looks at;
+- `nn.MultiheadAttention` is asked for its probabilities;
+- a model that returns `attentions` (as with `output_attentions=True`) has them taken from there.
+
+Masks that are neither causal nor absent (padding) need whole matrices of probabilities: batches without padding are
+cheaper.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._abi import Mask, Role
+from ..scope import ProbePass, Scope
+from .aside import aside
+from .parameters import Measured, layer_prefix, module_paths
+from .references import on_device
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def forward_of(model: nn.Module, batch: Any) -> Any:
+    batch = on_device(batch, model)
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where a model is looked at; found once, when it is attached."""
+
+    layers: dict[int, nn.Module]
+    outputs: dict[int, tuple[nn.Module, int]]
+    """Output projection of a layer's attention, and the number of heads."""
+    routers: dict[int, tuple[nn.Module, int]]
+    """Router of a layer, and how many experts a token goes to."""
+    attentions: dict[int, nn.Module]
+    """Attention module of a layer, for what is called with the module."""
+
+    @classmethod
+    def of(cls, model: nn.Module, measured: Iterable[Measured]) -> Points:
+        paths = module_paths(model)
+        points = cls({}, {}, {}, {})
+        for entry in measured:
+            if entry.layer is None:
+                continue
+            prefix, owner = layer_prefix(entry.name), entry.name.rpartition(".")[0]
+            if prefix in paths and entry.layer not in points.layers:
+                points.layers[entry.layer] = paths[prefix][-1]
+            module = paths.get(owner, [None])[-1]
+            if module is None:
+                continue
+            if entry.role == Role.OUTPUT and entry.heads.heads and len(entry.shape) == 2:
+                points.outputs[entry.layer] = module, entry.heads.heads
+                points.attentions[entry.layer] = paths[owner.rpartition(".")[0]][-1]
+            if entry.role == Role.ROUTER and len(entry.shape) == 2 and entry.shape[0] > 1:
+                points.routers[entry.layer] = module, _top_k(paths[owner])
+            if isinstance(module, nn.MultiheadAttention):
+                points.attentions[entry.layer] = module
+        return points
+
+
+def _top_k(around: list[nn.Module]) -> int:
+    for module in reversed(around):
+        for source in (module, getattr(module, "config", None)):
+            for name in ("top_k", "num_experts_per_tok", "num_selected_experts", "moe_topk"):
+                if isinstance(value := getattr(source, name, None), int):
+                    return value
+    return 1
+
+
+class _Capture:
+    """The hooks of one pass. A batch of the pass begins with the first tensor that shows how large it is."""
+
+    def __init__(self, probe: ProbePass, points: Points) -> None:
+        self._probe, self._points = probe, points
+        self._layers = {module: layer for layer, module in points.attentions.items()}
+        self._labels: Any = None
+        self._is_begun = False
+        self._seen: set[tuple[str, int]] = set()
+
+    def new_batch(self, labels: Any) -> None:
+        self._labels, self._is_begun = labels, False
+        self._seen.clear()
+
+    def _first(self, what: str, layer: int) -> bool:
+        """Layers that are run twice are looked at once."""
+        is_first = (what, layer) not in self._seen
+        self._seen.add((what, layer))
+        return is_first
+
+    def _begin(self, states: torch.Tensor) -> None:
+        if not self._is_begun:
+            length = states.shape[1] if states.ndim > 2 else 1
+            self._probe.batch(states.shape[0], length, self._labels)
+            self._is_begun = True
+
+    @contextmanager
+    def hooks(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer, module in self._points.layers.items():
+                stack.callback(module.register_forward_hook(self._hidden(layer)).remove)
+            for layer, (module, heads) in self._points.outputs.items():
+                stack.callback(module.register_forward_pre_hook(self._head_output(layer, heads)).remove)
+            for layer, (module, top_k) in self._points.routers.items():
+                stack.callback(module.register_forward_hook(self._router(layer, top_k)).remove)
+            for layer, module in self._points.attentions.items():
+                if isinstance(module, nn.MultiheadAttention):
+                    ask = module.register_forward_pre_hook(self._ask_weights, with_kwargs=True)
+                    stack.callback(ask.remove)
+                    stack.callback(module.register_forward_hook(self._weights(layer)).remove)
+            # Without hooks inside, this path of nn.TransformerEncoder would go past them.
+            fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            for interface in _attention_interfaces(model):
+                stack.enter_context(self._intercepted(interface))
+            yield
+
+    def _hidden(self, layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            if not isinstance(states, torch.Tensor) or states.ndim not in (2, 3) or not self._first("hidden", layer):
+                return
+            states = _sequences_first(module, states)
+            self._begin(states)
+            self._probe.hidden(layer, states)
+
+        return hook
+
+    def _head_output(self, layer: int, heads: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            if not inputs or inputs[0].ndim not in (2, 3) or not self._first("head_output", layer):
+                return
+            outputs = inputs[0]
+            if outputs.ndim == 3:
+                self._begin(outputs)
+            if not self._is_begun or outputs.shape[-1] % heads:
+                return
+            # Conv1D has [in, out]; wrappers of quantised layers have no plain matrix.
+            weight = getattr(module, "weight", None)
+            matrix = weight.detach().t() if type(module).__name__ == "Conv1D" and weight is not None else weight
+            if isinstance(matrix, torch.Tensor) and matrix.is_floating_point() and matrix.ndim == 2:
+                self._probe.head_output(layer, heads, outputs.contiguous(), projection=matrix)
+
+        return hook
+
+    def _router(self, layer: int, top_k: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            logits = output[0] if isinstance(output, tuple) else output
+            if self._is_begun and isinstance(logits, torch.Tensor) and logits.ndim in (2, 3):
+                if self._first("router", layer):
+                    self._probe.router(layer, logits.contiguous(), top_k)
+
+        return hook
+
+    @staticmethod
+    def _ask_weights(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "need_weights": True, "average_attn_weights": False}
+
+    def _weights(self, layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if output[1] is not None and self._first("attention", layer):
+                self._begin(_sequences_first(module, output[0]))
+                self._probe.attention(layer, probabilities=output[1].contiguous())
+
+        return hook
+
+    @contextmanager
+    def _intercepted(self, interface: Any) -> Iterator[None]:
+        """Puts a function in front of each of transformers' attention functions."""
+        mapping = interface._local_mapping
+        before = dict(mapping)
+        names = [*interface, "eager"]
+        try:
+            for name in names:
+                interface[name] = self._in_front(before.get(name) or interface.get(name))
+            yield
+        finally:
+            mapping.clear()
+            mapping.update(before)
+
+    def _in_front(self, function: Callable[..., Any] | None) -> Callable[..., Any]:
+        def attention(
+            module: nn.Module,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            mask: Any,
+            *rest: Any,
+            **kwargs: Any,
+        ) -> Any:
+            layer = self._layers.get(module)
+            if layer is not None and self._first("attention", layer):
+                self._attention(layer, module, query, key, mask, kwargs)
+            # Eager attention is in no table: every model has its own.
+            original = function or sys.modules[type(module).__module__].eager_attention_forward
+            return original(module, query, key, value, mask, *rest, **kwargs)
+
+        return attention
+
+    def _attention(
+        self,
+        layer: int,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: Any,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """`query` and `key`: [sequences, heads, tokens, width]."""
+        if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
+            return  # logits that query and key do not give
+        self._begin(query.transpose(1, 2))
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        softcap = kwargs.get("softcap") or 0.0
+        window = kwargs.get("sliding_window") or 0
+        causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        visible = _visible(mask, query.shape[2], key.shape[2])
+        plain = _plain_mask(visible, causal, window, query.shape[2], key.shape[2], query.device)
+        fields: dict[str, Any]
+        if plain is not None:
+            rows, columns = query.transpose(1, 2), key.transpose(1, 2)
+            fields = {"query": rows, "key": columns, "scale": scale, "softcap": softcap}
+            fields |= {"mask": plain, "window": window if plain == Mask.CAUSAL else 0}
+        else:
+            fields = {"probabilities": _probabilities(query, key, visible, scale, softcap)}
+        self._probe.attention(layer, **fields)
+
+    def returned(self, output: Any) -> None:
+        """Attention that the model returned by itself."""
+        attentions = getattr(output, "attentions", None) or ()
+        for layer, probabilities in zip(sorted(self._points.layers), attentions, strict=False):
+            if self._is_begun and isinstance(probabilities, torch.Tensor) and self._first("attention", layer):
+                self._probe.attention(layer, probabilities=probabilities.contiguous())
+
+
+def _attention_interfaces(model: nn.Module) -> list[Any]:
+    """The tables of attention functions that the modules of a model look in."""
+    found = {}
+    for module in model.modules():
+        source = sys.modules.get(type(module).__module__)
+        interface = getattr(source, "ALL_ATTENTION_FUNCTIONS", None)
+        if hasattr(interface, "_local_mapping"):
+            found[id(interface)] = interface
+    return list(found.values())
+
+
+def _sequences_first(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """[sequences, tokens, width], also where PyTorch's own layers have tokens first."""
+    attention = module if isinstance(module, nn.MultiheadAttention) else getattr(module, "self_attn", None)
+    is_tokens_first = isinstance(attention, nn.MultiheadAttention) and not attention.batch_first
+    return states.transpose(0, 1) if is_tokens_first and states.ndim == 3 else states
+
+
+def _visible(mask: Any, queries: int, keys: int) -> torch.Tensor | None:
+    """Which keys each query sees, [sequences or 1, heads or 1, queries, keys]; None: the mask says nothing."""
+    if not isinstance(mask, torch.Tensor):
+        return None
+    if mask.ndim == 2:
+        # Flash attention: which keys are not padding.
+        return None if bool(mask.bool().all()) else mask.bool()[:, None, None, :].expand(-1, 1, queries, keys)
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _plain_mask(
+    visible: torch.Tensor | None, causal: bool, window: int, queries: int, keys: int, device: torch.device
+) -> Mask | None:
+    """The mask by its name; None if it is another one."""
+    if visible is None:
+        return Mask.CAUSAL if causal and queries > 1 else Mask.NONE
+    if bool(visible.all()):
+        return Mask.NONE
+    behind = torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
+    expected = (behind >= 0) & (behind < window) if window else behind >= 0
+    return Mask.CAUSAL if queries == keys and bool((visible == expected).all()) else None
+
+
+def _probabilities(
+    query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor | None, scale: float, softcap: float
+) -> torch.Tensor:
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = query.float() @ key.float().transpose(2, 3) * scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    if visible is not None:
+        # A row that sees nothing, as padding does, stays a row of probabilities.
+        blind = ~visible.any(-1, keepdim=True)
+        logits = logits.masked_fill(~(visible | blind), -torch.inf)
+    return logits.softmax(-1)
+
+
+def run_probe(
+    scope: Scope,
+    model: nn.Module,
+    points: Points,
+    task: str,
+    batches: Iterable[Any],
+    forward: Forward | None,
+    labels: Callable[[Any], Any] | None,
+    stream: int | None,
+    **options: Any,
+) -> None:
+    """One pass. `labels(batch)`: a class per sequence or token, for neural collapse."""
+    with aside(model), torch.no_grad(), scope.probe(task, stream=stream, **options) as probe:
+        capture = _Capture(probe, points)
+        with capture.hooks(model):
+            for batch in batches:
+                capture.new_batch(None if labels is None else labels(batch))
+                capture.returned((forward or forward_of)(model, batch))
+
+
+__all__ = ["Points", "run_probe"]

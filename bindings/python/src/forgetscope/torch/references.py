@@ -1,0 +1,135 @@
+"""Gradients at fixed weights: the reference of a task, and the answers of a curvature run.
+
+One batch costs a forward and a backward pass. Under DistributedDataParallel the mean over the ranks' batches is taken;
+FSDP2 reduces by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from .._abi import Status
+from .._library import Error, invalid
+from ..scope import Scope
+from .aside import aside, same_random_numbers
+from .bindings import Bindings
+from .sharding import is_sharded
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
+    """The loss that the model itself computes, as transformers' models do from `labels`."""
+    output = model(**on_device(batch, model)) if isinstance(batch, Mapping) else model(on_device(batch, model))
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        raise invalid("loss_fn: the model computes no loss from this batch; give loss_fn(model, batch)")
+    return loss  # type: ignore[no-any-return]
+
+
+def on_device(batch: Any, model: nn.Module) -> Any:
+    """A batch where the model's first parameter is."""
+    device = next(model.parameters()).device
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: on_device(value, model) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(on_device(value, model) for value in batch)
+    return batch
+
+
+def terms_of(batch: Any) -> int:
+    """Loss terms that the mean of a batch is over, as far as its labels say: tokens of a causal model, else labels."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, torch.Tensor):
+        return 0
+    # transformers shifts the labels of a language model by one.
+    return int((labels[..., 1:] if labels.ndim > 1 else labels).ne(-100).sum())
+
+
+def add_reference(
+    scope: Scope,
+    bindings: Bindings,
+    model: nn.Module,
+    task: str,
+    batches: Iterable[Any],
+    loss_fn: Loss | None,
+    examples: int | Callable[[Any], int] | None,
+    stream: Callable[[], int | None],
+    limit: int,
+    average: distributed.ProcessGroup | None,
+) -> int:
+    """Hands over the gradient of each batch; returns how many there were."""
+    count = 0
+    with aside(model):
+        for batch in batches:
+            if count == limit:
+                break
+            _backward(model, (loss_fn or loss_of)(model, batch), bindings.parameters, average)
+            bindings.update_parameters()
+            bindings.update_gradients()
+            given = terms_of(batch) if examples is None else examples
+            scope.reference_add(task, examples=given(batch) if callable(given) else given, stream=stream())
+            count += 1
+    return count
+
+
+def _backward(
+    model: nn.Module,
+    loss: torch.Tensor,
+    parameters: Sequence[nn.Parameter],
+    average: distributed.ProcessGroup | None,
+) -> None:
+    if loss.numel() != 1:
+        raise invalid(f"loss_fn: it returned a tensor of shape {tuple(loss.shape)}; a single number is needed")
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss.backward()
+    if average is not None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad, group=average)
+                parameter.grad /= distributed.get_world_size(average)
+
+
+def run_curvature(
+    scope: Scope,
+    bindings: Bindings,
+    model: nn.Module,
+    task: str,
+    batch: Any,
+    loss_fn: Loss | None,
+    blocks: Sequence[str],
+    stream: Callable[[], int | None],
+    options: Mapping[str, int | float],
+) -> None:
+    """Answers the requests of a curvature run with the loss and gradients of one batch."""
+    if any(is_sharded(parameter) for parameter in bindings.parameters):
+        raise Error(Status.ERROR_UNSUPPORTED, "model: curvature needs whole parameters, not those that are sharded")
+    if unknown := set(blocks) - set(bindings.ids):
+        raise invalid(f"blocks: there is no tensor {sorted(unknown)[0]!r}; scope.tensors has the names")
+    with aside(model):
+
+        def answer(with_gradient: bool) -> float:
+            # The same random numbers every time, if the model draws any.
+            with same_random_numbers(model):
+                with torch.set_grad_enabled(with_gradient):
+                    loss = (loss_fn or loss_of)(model, batch)
+                if with_gradient:
+                    _backward(model, loss, bindings.parameters, None)
+                    bindings.update_gradients()
+            return loss.item()
+
+        # The gradients have to be there when the run begins.
+        if not math.isfinite(answer(True)):
+            raise invalid("batch: its loss is not finite")
+        bindings.update_parameters()
+        bindings.update_gradients()
+        ids = [bindings.ids[name] for name in blocks]
+        scope.curvature(task, answer, blocks=ids, stream=stream(), **options)

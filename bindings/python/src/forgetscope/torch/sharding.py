@@ -1,0 +1,102 @@
+"""Which part of a parameter is here: DTensors (FSDP2, tensor parallelism, HSDP) and replicas (DDP).
+
+The library is told which elements of the unsharded tensor the local data is, so that sums over ranks are those of one
+process. Nothing is gathered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from .._abi import Shard, Status
+from .._library import Error
+
+if distributed.is_available():
+    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    return distributed.is_available() and isinstance(tensor, DTensor)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's data of a tensor, as it lies."""
+    # `to_local()` does the same through autograd, a hundred times slower.
+    return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of the unsharded tensor: where it begins and how long it is in every dimension."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    replica: int | None
+    """Which of several equal copies it is; None: there is one."""
+
+    @property
+    def is_empty(self) -> bool:
+        return 0 in self.shape
+
+    def slice(self, number: int) -> Part | None:
+        """The part of `tensor[number]`; None if it is elsewhere."""
+        if not self.offset[0] <= number < self.offset[0] + self.shape[0]:
+            return None
+        return Part(self.offset[1:], self.shape[1:], self.replica)
+
+    def shard(self, whole: tuple[int, ...], name: str) -> Shard | None:
+        """The box as the library takes it; None: all of the tensor `whole`."""
+        if self.shape == whole:
+            return None
+        cut = [k for k, length in enumerate(self.shape) if length != whole[k]]
+        first, last = cut[0], cut[-1]
+        # Runs lie at equal distances if they are counted by one dimension: by the one before the last that is cut.
+        if last - first > 1 or (last > first and math.prod(whole[:first]) > 1):
+            raise Error(
+                Status.ERROR_UNSUPPORTED,
+                f"{name}: its part {self.shape} at {self.offset} of {whole} is cut in dimensions that are no neighbours",
+            )
+        inner = [math.prod(whole[k + 1 :]) for k in range(len(whole))]
+        start = sum(offset * step for offset, step in zip(self.offset, inner, strict=True))
+        length = self.shape[last] * inner[last]
+        if last == 0:
+            return Shard(offset=start)
+        counted = range(first if last > first else 0, last)
+        runs = math.prod(self.shape[k] for k in counted)
+        return Shard(offset=start, run_length=length, run_step=whole[last] * inner[last], run_count=runs)
+
+
+def part_of(parameter: torch.Tensor, replica: int | None) -> Part:
+    """What of a parameter is here. `replica`: which of several equal copies, if it is no DTensor."""
+    shape = tuple(parameter.shape)
+    if not is_sharded(parameter):
+        return Part((0,) * len(shape), shape, replica)
+    tensor: Any = parameter
+    mesh, placements = tensor.device_mesh, tensor.placements
+    here, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    copy, copies = 0, 1
+    for dimension, (placement, coordinate) in enumerate(zip(placements, mesh.get_coordinate(), strict=True)):
+        if isinstance(placement, Replicate):
+            copy = copy * mesh.size(dimension) + coordinate
+            copies *= mesh.size(dimension)
+    part = Part(tuple(offset), tuple(here), copy if copies > 1 else None)
+    if not part.is_empty and tuple(local(parameter).shape) != part.shape:
+        raise Error(
+            Status.ERROR_UNSUPPORTED,
+            f"parameter: the local part {tuple(local(parameter).shape)} of {shape} is not where {placements} say; such "
+            "placements are not measured",
+        )
+    return part
+
+
+def process_rank() -> tuple[int, int] | None:
+    """Rank and number of processes; None outside torch.distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return None
