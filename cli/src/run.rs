@@ -29,7 +29,7 @@ const QUICKLY_READ: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Place {
     /// Directory of the rings, where it is not shared memory
-    #[arg(long, short = 'D', env = "FGS_RING_DIR", value_name = "DIR")]
+    #[arg(long, short = 'D', env = "FGS_RING_DIR", value_name = "DIR", global = true)]
     pub directory: Option<PathBuf>,
 }
 

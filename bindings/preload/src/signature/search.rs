@@ -5,7 +5,7 @@
 //! three periods and many collectives are asked for.
 //!
 //! A period that turns out to be a part of a longer one (micro-batches before parameters are gathered, say) breaks after
-//! some collectives: the next one must explain twice as many. What explains [`PROBATION`] collectives in all is trusted.
+//! some collectives: a longer one that it is a part of must explain twice as many. What explains [`PROBATION`] collectives in all is trusted.
 
 use super::period::{Event, Identity, Kind, Period};
 use super::repeats::{LONGEST, Repeats};
@@ -42,7 +42,8 @@ pub struct Search {
     /// Collectives that a period has to explain after one that did not last.
     needed: usize,
     before: Option<Before>,
-    /// Collectives since.
+    /// Collectives of it that are remembered, and collectives since.
+    seeded: usize,
     fresh: usize,
 }
 
@@ -67,6 +68,7 @@ impl Search {
             length,
             needed: 0,
             before: None,
+            seeded: 0,
             fresh: 0,
         }
     }
@@ -85,7 +87,7 @@ impl Search {
         let (credit, events) = (credit as usize, period.events());
         let first = position + events.len() - credit % events.len();
         (first..first + credit).for_each(|n| search.remember(events[n % events.len()]));
-        search.fresh = 0;
+        (search.seeded, search.fresh) = (search.fresh, 0);
         search
     }
 
@@ -129,10 +131,7 @@ impl Search {
 
     /// The sequence has repeated often enough.
     fn repeated(&self) -> Option<Found> {
-        let fits = |period| self.length.is_none_or(|length| length == period);
-        // What the user says needs no evidence but one repeat.
-        let enough = |least: usize| if self.length.is_some() { 0 } else { least.max(self.needed) };
-        let by_address = |period, run| fits(period) && run >= period && period + run >= enough(BY_ADDRESS);
+        let by_address = |period, run| self.is_enough(period, run, 2, BY_ADDRESS);
         if let Some((period, run)) = self.by_address.shortest(by_address) {
             return self.found(period, run, Identity::Address);
         }
@@ -141,17 +140,41 @@ impl Search {
         if self.length.is_none() && self.by_address.shortest(is_underway).is_some() {
             return None;
         }
-        let periods = if self.length.is_some() { 1 } else { 2 };
-        let by_shape = |period, run| fits(period) && run >= periods * period && period + run >= enough(BY_SHAPE);
+        let by_shape = |period, run| self.is_enough(period, run, 3, BY_SHAPE);
         let (period, run) = self.by_shape.shortest(by_shape)?;
         self.found(period, run, Identity::Shape)
+    }
+
+    /// The last `period + run` collectives are evidence enough of the period: so many times it, and `least` collectives.
+    fn is_enough(&self, period: usize, run: usize, times: usize, least: usize) -> bool {
+        let explained = self.explained(period + run);
+        if let Some(length) = self.length {
+            // What the user says needs no evidence but one repeat.
+            return period == length && explained >= 2 * period;
+        }
+        explained >= (times * period).max(least) && (explained >= self.needed || !self.is_part(period))
+    }
+
+    /// One of the last `length` collectives as a cycle, and the period that did not last, is a part of the other.
+    fn is_part(&self, length: usize) -> bool {
+        let Some(before) = &self.before else { return false };
+        let (old, new) = (before.period.events(), &self.events[self.events.len() - length..]);
+        let (long, short) = if old.len() > new.len() { (old, new) } else { (new, old) };
+        let holds_at = |first: usize| (0..short.len()).all(|n| long[(first + n) % long.len()].is_like(&short[n]));
+        (0..long.len()).any(holds_at)
+    }
+
+    /// How many of the latest `repeated` collectives are taken to be of one sequence. What came before the search began is
+    /// a part of it as a whole, or happens to be like its end.
+    fn explained(&self, repeated: usize) -> usize {
+        if repeated >= self.fresh + self.seeded { repeated } else { repeated.min(self.fresh) }
     }
 
     /// The last `length + run` collectives have this period. A step begins with the first reduction after a gather.
     fn found(&self, length: usize, run: usize, identity: Identity) -> Option<Found> {
         let last = &self.events[self.events.len() - length..];
         // `phase`: what the collectives of the repeated part began with, as an index into `last`.
-        let explained = length + run;
+        let explained = self.explained(length + run);
         let phase = (length - explained % length) % length;
         let at = |n: usize| &last[(phase + n) % length];
         let begins = |n: &usize| at(*n).kind == Kind::Reduce && at(n + length - 1).kind == Kind::Gather;
