@@ -11,6 +11,12 @@ CARGO   := cargo
 SETUP   := $(BUILD)/.setup
 PYTHON  := $(BUILD)/python/.ready
 CUDA    := $(BUILD)/cuda/.ready
+CARGO_DEB := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin/cargo-deb
+
+PREFIX  ?= /usr/local
+LIBDIR  ?= lib
+DESTDIR ?=
+DIST    := forgetscope-$(VERSION)-x86_64-linux-gnu
 TORCH   := $(BUILD)/torch/.ready
 
 help:                ## list the targets
@@ -19,7 +25,7 @@ help:                ## list the targets
 demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
 	@scripts/demo
 
-test: $(SETUP) $(PYTHON)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
+test: $(SETUP) $(PYTHON) $(CARGO_DEB)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
 oracles: $(PYTHON) lib  ## compare every statistic with NumPy, SciPy and JAX; writes docs/statistics/oracles.md
@@ -66,6 +72,13 @@ lib: $(SETUP)        ## build/lib/libforgetscope.so
 	@ln -sf libforgetscope.so.$(VERSION) $(BUILD)/lib/libforgetscope.so.0
 	@ln -sf libforgetscope.so.0 $(BUILD)/lib/libforgetscope.so
 
+preload: $(SETUP)    ## build/lib/libforgetscope_preload.so
+	$(CARGO) build -q --release -p forgetscope-preload
+	@mkdir -p $(BUILD)/lib
+	@install -m 755 target/release/libforgetscope_preload.so $(BUILD)/lib/libforgetscope_preload.so.$(VERSION)
+	@ln -sf libforgetscope_preload.so.$(VERSION) $(BUILD)/lib/libforgetscope_preload.so.0
+	@ln -sf libforgetscope_preload.so.0 $(BUILD)/lib/libforgetscope_preload.so
+
 program: $(SETUP)    ## build/bin/forgetscope
 	$(CARGO) build -q --release -p forgetscope-cli
 	@mkdir -p $(BUILD)/bin
@@ -73,6 +86,21 @@ program: $(SETUP)    ## build/bin/forgetscope
 
 trainer: $(SETUP) lib  ## build/trainer/trainer
 	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)
+
+install: lib preload program  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
+	@scripts/install --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
+
+uninstall:           ## remove what `make install` installed
+	@scripts/install --uninstall --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
+
+dist: lib preload program  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
+	@rm -rf $(BUILD)/dist/$(DIST)
+	@scripts/install --prefix /$(DIST) --destdir $(abspath $(BUILD)/dist)
+	@tar -C $(BUILD)/dist --sort=name --owner=0 --group=0 --numeric-owner -czf $(BUILD)/dist/$(DIST).tar.gz $(DIST)
+	@echo "$(BUILD)/dist/$(DIST).tar.gz"
+
+deb: lib preload program $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
+	@scripts/deb
 
 wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the library inside
 	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m build -q --wheel --no-isolation \
@@ -92,6 +120,10 @@ clean:               ## remove everything that was built
 $(SETUP): scripts/setup
 	@scripts/setup
 	@mkdir -p $(BUILD) && touch $@
+
+# Makes Debian packages.
+$(CARGO_DEB): $(SETUP)
+	$(CARGO) install -q cargo-deb --version 3.8.0 --locked
 
 # What tests and benches compare with, in a virtual environment of its own.
 $(PYTHON): tests/python/requirements.txt $(SETUP)
@@ -114,4 +146,4 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	@touch $@
 
 .PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
-    bench-gpu lib program trainer wheel test-python bench-python clean
+    bench-gpu lib preload program trainer install uninstall dist deb wheel test-python bench-python clean

@@ -1,6 +1,7 @@
 //! The program `forgetscope`: watches, records and reports what a forgetscope in a trainer measures.
 //!
 //! It only reads: a run is a ring in shared memory, which any number of readers may follow without the trainer noticing.
+//! `ctl` alone writes, into the page beside the ring of a trainer that takes commands.
 //!
 //! | module | concept |
 //! |---|---|
@@ -10,10 +11,12 @@
 //! | `recording` | a run as Parquet files, written and read |
 //! | `report` | a run as one HTML page |
 //! | `study` | many runs: what goes with forgetting, and how well it can be foretold |
+//! | `manual` | manual pages |
 //! | `format` | numbers, times and sizes as text |
 
 mod commands;
 mod format;
+mod manual;
 mod names;
 mod recording;
 mod report;
@@ -34,6 +37,7 @@ Examples:
   forgetscope record --out runs/legal       write Parquet until the run ends
   forgetscope report runs/legal             one HTML page that says what is being forgotten
   forgetscope study runs/*                  what goes with forgetting over many runs
+  forgetscope ctl 4711 task begin code      say so to a trainer that does not know of tasks
 
 A run is named by the path of its ring, its process id, its own name, or the beginning of
 the name that `forgetscope ls` shows. If there is only one, it need not be named.";
@@ -53,9 +57,16 @@ enum Command {
     Record(commands::record::Args),
     Report(commands::report::Args),
     Study(commands::study::Args),
+    Ctl(commands::ctl::Args),
     /// Print a script that completes commands and options in a shell
     Completions {
         shell: clap_complete::Shell,
+    },
+    /// Write manual pages, one for each subcommand
+    #[command(hide = true)]
+    Manual {
+        /// Where they go
+        directory: std::path::PathBuf,
     },
 }
 
@@ -66,7 +77,9 @@ fn main() -> ExitCode {
         Command::Record(args) => commands::record::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Study(args) => commands::study::run(&args),
+        Command::Ctl(args) => commands::ctl::run(&args),
         Command::Completions { shell } => completions(shell),
+        Command::Manual { directory } => manual::write(Cli::command(), &directory),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

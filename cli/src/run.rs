@@ -42,9 +42,20 @@ impl Place {
     /// The path of the ring that `wanted` means; without it, of the only one there is.
     pub fn find(&self, wanted: Option<&str>) -> Result<PathBuf> {
         let Some(wanted) = wanted else { return self.only() };
+        let mut found = self.find_all(wanted)?;
+        if found.len() > 1 {
+            let rings = self.rings();
+            let found: Vec<&Discovered> = rings.iter().filter(|ring| found.contains(&ring.path)).collect();
+            bail!("`{wanted}` fits {} runs; name one of them:{}", found.len(), listing(&found));
+        }
+        Ok(found.remove(0))
+    }
+
+    /// The paths of the rings that `wanted` means, at least one: ranks of a run share its name.
+    pub fn find_all(&self, wanted: &str) -> Result<Vec<PathBuf>> {
         // A path is meant where a file is, or where only a path can be.
         if wanted.contains('/') || Path::new(wanted).is_file() {
-            return Ok(PathBuf::from(wanted));
+            return Ok(vec![PathBuf::from(wanted)]);
         }
         let rings = self.rings();
         let fits: [&dyn Fn(&Discovered) -> bool; 3] = [
@@ -53,11 +64,9 @@ impl Place {
             &|ring| file_name(&ring.path).starts_with(wanted) || short_name(&ring.path).starts_with(wanted),
         ];
         for fit in fits {
-            let found: Vec<&Discovered> = rings.iter().filter(|ring| fit(ring)).collect();
-            match found[..] {
-                [] => {}
-                [ring] => return Ok(ring.path.clone()),
-                _ => bail!("`{wanted}` fits {} runs; name one of them:{}", found.len(), listing(&found)),
+            let found: Vec<PathBuf> = rings.iter().filter(|ring| fit(ring)).map(|ring| ring.path.clone()).collect();
+            if !found.is_empty() {
+                return Ok(found);
             }
         }
         match rings.is_empty() {

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     /// Loads only, and only relaxed ones with fences: see `sync::load_acquire`. A store would be a segmentation fault.
     Read,
     ReadWrite,
@@ -21,7 +21,7 @@ pub(super) enum Access {
 
 /// A mapped file; unmapped when dropped.
 #[derive(Debug)]
-pub(super) struct Map {
+pub(crate) struct Map {
     base: NonNull<AtomicU64>,
     bytes: usize,
 }

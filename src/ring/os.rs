@@ -1,6 +1,9 @@
-//! What the ring asks of the kernel beside memory: two clocks, random bytes, and whether a process still lives.
+//! What the ring asks of the kernel beside memory: two clocks, random bytes, room in a file, and whether a process still
+//! lives.
 
-use std::{fs, io};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`: the clock of every record and heartbeat, the same for all processes of a machine.
 #[inline]
@@ -30,9 +33,25 @@ pub(super) fn random_bytes() -> io::Result<[u8; 16]> {
     if filled == bytes.len() as isize { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Obtains the blocks behind a range of a file, so that stores to its mapping cannot fail.
+pub(crate) fn obtain(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    loop {
+        // SAFETY: the descriptor is open; the call touches no memory of this process.
+        let status = unsafe {
+            let (offset, bytes) = (offset as libc::off_t, bytes as libc::off_t);
+            libc::posix_fallocate(file.as_raw_fd(), offset, bytes)
+        };
+        match status {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
 /// A process, named so that a later process with the same number is not mistaken for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pub pid: u32,
     /// Clock ticks after boot, from `/proc/<pid>/stat`; 0 if unknown.
     pub start_time: u64,

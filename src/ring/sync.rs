@@ -11,7 +11,7 @@ pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
 /// in principle, be compiled to an instruction that writes), so the ordering comes from a fence. On x86-64 both are a
 /// plain `mov`.
 #[inline]
-pub(super) fn load_acquire(word: &AtomicU64) -> u64 {
+pub(crate) fn load_acquire(word: &AtomicU64) -> u64 {
     let value = word.load(Ordering::Relaxed);
     fence(Ordering::Acquire);
     value

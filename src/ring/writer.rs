@@ -9,7 +9,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -233,21 +232,12 @@ impl Drop for Writer {
     }
 }
 
-/// Obtains the blocks behind a range of the file, so that stores to it cannot fail.
+/// Obtains the blocks behind a range of the ring.
 fn obtain(descriptor: &File, path: &Path, offset: u64, bytes: u64) -> Result<(), RingError> {
-    loop {
-        // SAFETY: the descriptor is open; the call touches no memory of this process.
-        let status = unsafe {
-            let (offset, bytes) = (offset as libc::off_t, bytes as libc::off_t);
-            libc::posix_fallocate(descriptor.as_raw_fd(), offset, bytes)
-        };
-        return match status {
-            0 => Ok(()),
-            libc::EINTR => continue,
-            libc::ENOSPC => Err(RingError::NoSpace { path: path.to_owned(), bytes }),
-            code => Err(failed("allocate", path, io::Error::from_raw_os_error(code))),
-        };
-    }
+    os::obtain(descriptor, offset, bytes).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOSPC) => RingError::NoSpace { path: path.to_owned(), bytes },
+        _ => failed("allocate", path, source),
+    })
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> RingError {

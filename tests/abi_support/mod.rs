@@ -109,13 +109,25 @@ impl Bench {
 
     /// The same with other libraries.
     pub fn build_with(&self, name: &str, libraries: &[&str]) -> Program<'_> {
-        let binary = self.path().join(name);
         let mut command = GCC.command();
-        command.args(["-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-pthread"]).args(STRICT);
-        command.arg(sources().join(name).with_extension("c")).arg("-o").arg(&binary);
-        command.arg("-L").arg(self.path()).arg(format!("-Wl,-rpath,{}", self.path().display()));
-        command.args(libraries).args(["-lm", "-ldl"]);
-        printed_by(&mut command, GCC.package);
+        command.args(["-std=c11", "-D_GNU_SOURCE", "-pthread"]).arg(sources().join(name).with_extension("c"));
+        self.link(command, name, libraries)
+    }
+
+    /// Compiles tests/cpp/`name`.cpp against the library and the C++ header.
+    pub fn build_cxx(&self, name: &str, compiler: Compiler, arguments: &[&str]) -> Program<'_> {
+        let mut command = compiler.command();
+        command.arg("-std=c++20").args(arguments).arg("-I").arg(root().join("bindings/cpp"));
+        command.arg(root().join("tests/cpp").join(name).with_extension("cpp"));
+        self.link(command, name, &["-lforgetscope"])
+    }
+
+    fn link(&self, mut compiler: Command, name: &str, libraries: &[&str]) -> Program<'_> {
+        let binary = self.path().join(name);
+        compiler.args(["-g", "-O1"]).args(STRICT).arg("-o").arg(&binary);
+        compiler.arg("-L").arg(self.path()).arg(format!("-Wl,-rpath,{}", self.path().display()));
+        compiler.args(libraries).args(["-lm", "-ldl"]);
+        printed_by(&mut compiler, GCC.package);
         Program { bench: self, binary, variables: Vec::new(), wrapper: Vec::new() }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use forgetscope::control::page_path;
 use forgetscope::ring::{Discovered, WriterState};
 use serde_json::{Value, json};
 
@@ -58,12 +60,9 @@ fn prune<'a>(out: &mut impl Write, ended: impl Iterator<Item = &'a Row>, json: b
             let (name, state) = (path.display(), state_name(*state));
             writeln!(out, "removing {name} ({state}, {})", plural(*published, "record"))?;
         }
-        match fs::remove_file(path) {
-            Ok(()) => {}
-            // Somebody else pruned it at the same moment.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(anyhow!("cannot remove {}: {error}; remove it by hand", path.display())),
-        }
+        // The page for commands goes first: without its ring nobody would find it.
+        remove(&page_path(path))?;
+        remove(path)?;
         removed.push(row.json());
     }
     match json {
@@ -72,6 +71,16 @@ fn prune<'a>(out: &mut impl Write, ended: impl Iterator<Item = &'a Row>, json: b
         false => {}
     }
     Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        // There is none, or somebody else pruned it at the same moment.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(anyhow!("cannot remove {}: {error}; remove it by hand", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {

@@ -1,0 +1,43 @@
+//! libforgetscope_preload.so: measures a trainer that nobody changes.
+//!
+//! Loaded with LD_PRELOAD, it takes the place of the collective functions of NCCL and MPI, calls the real ones, and looks at
+//! the buffers that they leave behind: reduced gradients, gathered parameters. docs/preload.md is for users.
+//!
+//! ```text
+//! nccl ─┐   interposed functions: the real call, then ▼
+//! mpi ──┴─▶ engine     one collective after the other: which step, which bucket, what to do
+//!             ├─▶ signature   what a step is, by the sequence of collectives
+//!             ├─▶ buckets     the tensors in a bucket, by the layout file or one for all
+//!             ├─▶ tasks       which task is trained, said by variables or by `forgetscope ctl`
+//!             └─▶ instrument  the library itself, through its C functions
+//! ```
+//!
+//! The trainer comes first. The real call is made with the arguments as they are, its result is what the trainer gets,
+//! nothing unwinds out of here, and without `FGS_PRELOAD` every function is one load and a jump.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `boundary` | on or off, no recursion, no unwinding, forks, the end of the process |
+//! | `real` | where the real functions are |
+//! | `settings`, `layout` | what the user says: variables, a file |
+//! | `memory` | where a buffer lies: host or CUDA device |
+//! | `say` | messages |
+//! | `watch` | nothing comes through: says why that may be |
+
+#[macro_use]
+mod say;
+
+mod boundary;
+mod buckets;
+mod engine;
+mod instrument;
+mod layout;
+mod memory;
+mod mpi;
+mod nccl;
+mod parameters;
+mod real;
+mod settings;
+mod signature;
+mod tasks;
+mod watch;

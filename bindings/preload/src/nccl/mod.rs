@@ -1,0 +1,235 @@
+//! The functions of NCCL that are interposed.
+//!
+//! A collective is enqueued on a stream; so is what reads its result, right after it. Between ncclGroupStart and the last
+//! ncclGroupEnd nothing is enqueued: what is called there is noted and looked at afterwards.
+
+mod capture;
+mod group;
+
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+
+use crate::boundary::{around, whatever};
+use crate::engine::{self, Buffer, Collective, Member};
+use crate::memory::DType;
+use crate::real::{Library, Real, call};
+use crate::signature::Kind;
+use crate::watch;
+
+type Handle = usize;
+
+/// ncclSystemError: returned where there is no NCCL to call.
+const MISSING: c_int = 2;
+
+macro_rules! real {
+    ($name:literal, $twin:literal) => {{
+        static REAL: Real = Real::new(Library::Nccl, $name, Some($twin));
+        &REAL
+    }};
+}
+
+/// Numbers of ncclDataType_t.
+fn dtype(datatype: c_int) -> Option<DType> {
+    match datatype {
+        6 => Some(DType::F16),
+        7 => Some(DType::F32),
+        8 => Some(DType::F64),
+        9 => Some(DType::Bf16),
+        _ => None,
+    }
+}
+
+/// Numbers of ncclRedOp_t: a sum, an average, or a sum with a factor that the trainer made (from 5 on).
+fn is_sum(op: c_int) -> bool {
+    op == 0 || op >= 4
+}
+
+/// This process in a communicator. Which rank of the job is its first is not known.
+fn member(communicator: Handle) -> Option<Member> {
+    let (mut rank, mut size): (c_int, c_int) = (0, 0);
+    let status = call!(real!(c"ncclCommUserRank", c"pncclCommUserRank"), MISSING, (communicator, &mut rank):
+        (Handle, *mut c_int));
+    let status = status
+        | call!(real!(c"ncclCommCount", c"pncclCommCount"), MISSING, (communicator, &mut size): (Handle, *mut c_int));
+    (status == 0).then_some(Member { rank: rank as u32, size: size as u32, first: None })
+}
+
+/// A collective that was called, as it is noted within a group.
+struct Called {
+    kind: Kind,
+    /// Elements of each rank, or of all.
+    count: u64,
+    /// Each rank has a part: `count` is that of one.
+    is_per_rank: bool,
+    datatype: c_int,
+    communicator: Handle,
+    stream: Handle,
+    address: usize,
+}
+
+impl Called {
+    /// The collective is enqueued.
+    fn enqueued(self) {
+        let Some(dtype) = dtype(self.datatype) else {
+            watch::left_out(0);
+            return;
+        };
+        if capture::is_going_on(self.stream) {
+            return;
+        }
+        let (mut count, mut local): (u64, Range<u64>) = (self.count, 0..self.count);
+        if self.is_per_rank {
+            let Some(member) = member(self.communicator) else { return };
+            count = self.count * u64::from(member.size);
+            let first = self.count * u64::from(member.rank);
+            local = if self.kind == Kind::Reduce { first..first + self.count } else { 0..count };
+        }
+        let buffer = Buffer { address: self.address, local, dtype, stream: self.stream, is_measured: false };
+        let collective = Collective { kind: self.kind, communicator: self.communicator, count, buffer, member };
+        engine::issued(collective, true);
+    }
+}
+
+/// A collective was called with success.
+fn called(called: Called) {
+    watch::seen();
+    if let Some(called) = group::note(called) {
+        called.enqueued();
+    }
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclAllReduce(
+    send: *const c_void,
+    receive: *mut c_void,
+    count: usize,
+    datatype: c_int,
+    op: c_int,
+    communicator: Handle,
+    stream: Handle,
+) -> c_int {
+    let real = || {
+        call!(real!(c"ncclAllReduce", c"pncclAllReduce"), MISSING,
+            (send, receive, count, datatype, op, communicator, stream):
+            (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
+    };
+    around(real, || {
+        if is_sum(op) {
+            let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
+            called(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address });
+        }
+    })
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclReduceScatter(
+    send: *const c_void,
+    receive: *mut c_void,
+    count: usize,
+    datatype: c_int,
+    op: c_int,
+    communicator: Handle,
+    stream: Handle,
+) -> c_int {
+    let real = || {
+        call!(real!(c"ncclReduceScatter", c"pncclReduceScatter"), MISSING,
+            (send, receive, count, datatype, op, communicator, stream):
+            (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
+    };
+    around(real, || {
+        if is_sum(op) {
+            let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
+            called(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address });
+        }
+    })
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclAllGather(
+    send: *const c_void,
+    receive: *mut c_void,
+    count: usize,
+    datatype: c_int,
+    communicator: Handle,
+    stream: Handle,
+) -> c_int {
+    let real = || {
+        call!(real!(c"ncclAllGather", c"pncclAllGather"), MISSING, (send, receive, count, datatype, communicator, stream):
+            (*const c_void, *mut c_void, usize, c_int, Handle, Handle))
+    };
+    around(real, || {
+        let (kind, count, address) = (Kind::Gather, count as u64, receive as usize);
+        called(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address });
+    })
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclBroadcast(
+    send: *const c_void,
+    receive: *mut c_void,
+    count: usize,
+    datatype: c_int,
+    root: c_int,
+    communicator: Handle,
+    stream: Handle,
+) -> c_int {
+    let real = || {
+        call!(real!(c"ncclBroadcast", c"pncclBroadcast"), MISSING,
+            (send, receive, count, datatype, root, communicator, stream):
+            (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
+    };
+    around(real, || {
+        let (kind, count, address) = (Kind::Gather, count as u64, receive as usize);
+        called(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address });
+    })
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclBcast(
+    buffer: *mut c_void,
+    count: usize,
+    datatype: c_int,
+    root: c_int,
+    communicator: Handle,
+    stream: Handle,
+) -> c_int {
+    let real = || {
+        call!(real!(c"ncclBcast", c"pncclBcast"), MISSING, (buffer, count, datatype, root, communicator, stream):
+            (*mut c_void, usize, c_int, c_int, Handle, Handle))
+    };
+    around(real, || {
+        let (kind, count, address) = (Kind::Gather, count as u64, buffer as usize);
+        called(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address });
+    })
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclGroupStart() -> c_int {
+    around(|| call!(real!(c"ncclGroupStart", c"pncclGroupStart"), MISSING, (): ()), group::start)
+}
+
+/// # Safety
+/// As for NCCL's own function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn ncclGroupEnd() -> c_int {
+    let real = || call!(real!(c"ncclGroupEnd", c"pncclGroupEnd"), MISSING, (): ());
+    whatever(real, |status| {
+        let called = group::end();
+        // After a failure nothing of it is known to be enqueued.
+        if status == 0 {
+            called.into_iter().for_each(Called::enqueued);
+        }
+    })
+}

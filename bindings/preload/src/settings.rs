@@ -1,0 +1,141 @@
+//! What the user says in variables: `FGS_PRELOAD_*`. Read once, at the first collective.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::layout::Layout;
+
+/// Fewer elements are losses, norms and counters.
+const MIN_ELEMENTS: u64 = 1024;
+/// How long nothing may come through before that is said.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The variables, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Collectives of fewer elements are left alone.
+    pub min_elements: u64,
+    /// Only communicators of this size count.
+    pub ranks: Option<u32>,
+    /// Collectives of a step.
+    pub step: Option<usize>,
+    pub layout: Option<Layout>,
+    /// What a reduced gradient is multiplied by.
+    pub scale: f64,
+    /// Gathered buffers are parameters that stay where they are.
+    pub parameters: bool,
+    /// In front of the names of all tensors.
+    pub prefix: Option<String>,
+    /// Which task begins at which step.
+    pub tasks: BTreeMap<u64, String>,
+}
+
+/// Reads a variable. A function, so that tests need not change the process's environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Settings {
+    /// The settings; else a sentence that names the variable.
+    pub fn read(environment: Environment) -> Result<Self, String> {
+        let text = |name: &str| environment(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let number = |name: &str, least: u64, most: u64| match text(name) {
+            None => Ok(None),
+            Some(text) => match text.parse::<u64>() {
+                Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+                _ => Err(format!("{name}: '{text}' is not a whole number from {least} to {most}")),
+            },
+        };
+        let scale = match text("FGS_PRELOAD_SCALE") {
+            None => 1.0,
+            Some(text) => match text.parse::<f64>() {
+                Ok(scale) if scale.is_finite() && scale > 0.0 => scale,
+                _ => return Err(format!("FGS_PRELOAD_SCALE: '{text}' is not a finite number above zero")),
+            },
+        };
+        let parameters = match text("FGS_PRELOAD_PARAMETERS").as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(text) => return Err(format!("FGS_PRELOAD_PARAMETERS: '{text}' is neither 0 nor 1")),
+        };
+        let layout = match text("FGS_PRELOAD_LAYOUT") {
+            None => None,
+            Some(path) => Some(Layout::read(&path).map_err(|error| format!("FGS_PRELOAD_LAYOUT: {path}: {error}"))?),
+        };
+        Ok(Self {
+            min_elements: number("FGS_PRELOAD_MIN_ELEMENTS", 1, 1 << 40)?.unwrap_or(MIN_ELEMENTS),
+            ranks: number("FGS_PRELOAD_RANKS", 1, u64::from(u32::MAX))?.map(|ranks| ranks as u32),
+            step: number("FGS_PRELOAD_STEP", 1, crate::signature::LONGEST as u64)?.map(|step| step as usize),
+            layout,
+            scale,
+            parameters,
+            prefix: text("FGS_PRELOAD_PREFIX"),
+            tasks: tasks(text("FGS_PRELOAD_TASK"), text("FGS_PRELOAD_TASKS"))?,
+        })
+    }
+}
+
+/// `FGS_PRELOAD_TASK=legal` and `FGS_PRELOAD_TASKS=legal@0,code@200`.
+fn tasks(first: Option<String>, list: Option<String>) -> Result<BTreeMap<u64, String>, String> {
+    let mut tasks: BTreeMap<u64, String> = first.map(|name| (0, name)).into_iter().collect();
+    for entry in list.iter().flat_map(|list| list.split(',')).map(str::trim) {
+        let wrong = || format!("FGS_PRELOAD_TASKS: '{entry}' is not NAME@STEP, as in legal@0,code@200");
+        let (name, step) = entry.rsplit_once('@').ok_or_else(wrong)?;
+        let step: u64 = step.parse().map_err(|_| wrong())?;
+        if name.is_empty() {
+            return Err(wrong());
+        }
+        if tasks.insert(step, name.into()).is_some() {
+            return Err(format!("FGS_PRELOAD_TASKS: two tasks begin at step {step}"));
+        }
+    }
+    Ok(tasks)
+}
+
+/// `FGS_PRELOAD_PATIENCE`, needed before anything else. What is wrong with it does not matter much.
+pub fn patience() -> Duration {
+    let seconds = std::env::var("FGS_PRELOAD_PATIENCE").ok().and_then(|text| text.trim().parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, String> {
+        let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        Settings::read(&find)
+    }
+
+    #[test]
+    fn everything_has_a_default() {
+        let settings = read(&[("FGS_PRELOAD_STEP", " ")]).unwrap();
+        assert_eq!((settings.min_elements, settings.ranks, settings.step, settings.scale), (1024, None, None, 1.0));
+        assert!(!settings.parameters && settings.layout.is_none() && settings.tasks.is_empty());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (name, value) in [
+            ("FGS_PRELOAD_MIN_ELEMENTS", "0"),
+            ("FGS_PRELOAD_RANKS", "four"),
+            ("FGS_PRELOAD_STEP", "5000"),
+            ("FGS_PRELOAD_SCALE", "-1"),
+            ("FGS_PRELOAD_SCALE", "nan"),
+            ("FGS_PRELOAD_PARAMETERS", "yes"),
+            ("FGS_PRELOAD_TASKS", "legal"),
+            ("FGS_PRELOAD_TASKS", "@5"),
+            ("FGS_PRELOAD_TASKS", "a@1,b@1"),
+            ("FGS_PRELOAD_TASKS", "a@1,"),
+            ("FGS_PRELOAD_LAYOUT", "/nonexistent"),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err();
+            assert!(error.starts_with(&format!("{name}: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn tasks_begin_at_steps() {
+        let settings = read(&[("FGS_PRELOAD_TASK", "legal"), ("FGS_PRELOAD_TASKS", "code@200, e@mail@300")]).unwrap();
+        let tasks: Vec<_> = settings.tasks.iter().map(|(&step, name)| (step, name.as_str())).collect();
+        assert_eq!(tasks, [(0, "legal"), (200, "code"), (300, "e@mail")]);
+    }
+}
