@@ -115,7 +115,7 @@ test-python: $(SETUP) $(TORCH) lib  ## the tests of the Python package, with PyT
 	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m pytest -q bindings/python
 
 bench-python: $(SETUP) $(TORCH) lib  ## what the Python package adds to a step
-	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python benches/python_overhead.py
+	@FGS_LIB=$(abspath $(BUILD)/lib) PYTHONPATH=bindings/python/src $(BUILD)/torch/bin/python benches/python_overhead.py
 
 clean:               ## remove everything that was built
 	rm -rf $(BUILD) target
