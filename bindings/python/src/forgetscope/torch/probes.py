@@ -46,29 +46,31 @@ class Points:
     """Output projection of a layer's attention, and the number of heads."""
     routers: dict[int, tuple[nn.Module, int]]
     """Router of a layer, and how many experts a token goes to."""
-    attentions: dict[int, nn.Module]
-    """Attention module of a layer, for what is called with the module."""
+    attentions: dict[nn.Module, int]
+    """Layer of each `nn.MultiheadAttention`."""
+    owners: dict[nn.Module, int]
+    """Layer of every module that is in one: attention functions are called with a module."""
 
     @classmethod
     def of(cls, model: nn.Module, measured: Iterable[Measured]) -> Points:
         paths = module_paths(model)
-        points = cls({}, {}, {}, {})
+        points = cls({}, {}, {}, {}, {})
         for entry in measured:
             if entry.layer is None:
                 continue
             prefix, owner = layer_prefix(entry.name), entry.name.rpartition(".")[0]
             if prefix in paths and entry.layer not in points.layers:
                 points.layers[entry.layer] = paths[prefix][-1]
+                points.owners.update(dict.fromkeys(paths[prefix][-1].modules(), entry.layer))
             module = paths.get(owner, [None])[-1]
             if module is None:
                 continue
             if entry.role == Role.OUTPUT and entry.heads.heads and len(entry.shape) == 2:
                 points.outputs[entry.layer] = module, entry.heads.heads
-                points.attentions[entry.layer] = paths[owner.rpartition(".")[0]][-1]
             if entry.role == Role.ROUTER and len(entry.shape) == 2 and entry.shape[0] > 1:
                 points.routers[entry.layer] = module, _top_k(paths[owner])
             if isinstance(module, nn.MultiheadAttention):
-                points.attentions[entry.layer] = module
+                points.attentions[module] = entry.layer
         return points
 
 
@@ -86,7 +88,6 @@ class _Capture:
 
     def __init__(self, probe: ProbePass, points: Points) -> None:
         self._probe, self._points = probe, points
-        self._layers = {module: layer for layer, module in points.attentions.items()}
         self._labels: Any = None
         self._is_begun = False
         self._seen: set[tuple[str, int]] = set()
@@ -116,11 +117,9 @@ class _Capture:
                 stack.callback(module.register_forward_pre_hook(self._head_output(layer, heads)).remove)
             for layer, (module, top_k) in self._points.routers.items():
                 stack.callback(module.register_forward_hook(self._router(layer, top_k)).remove)
-            for layer, module in self._points.attentions.items():
-                if isinstance(module, nn.MultiheadAttention):
-                    ask = module.register_forward_pre_hook(self._ask_weights, with_kwargs=True)
-                    stack.callback(ask.remove)
-                    stack.callback(module.register_forward_hook(self._weights(layer)).remove)
+            for module, layer in self._points.attentions.items():
+                stack.callback(module.register_forward_pre_hook(self._ask_weights, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._weights(layer)).remove)
             # Without hooks inside, this path of nn.TransformerEncoder would go past them.
             fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
@@ -174,7 +173,7 @@ class _Capture:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if output[1] is not None and self._first("attention", layer):
                 self._begin(_sequences_first(module, output[0]))
-                self._probe.attention(layer, probabilities=output[1].contiguous())
+                self._given(layer, output[1])
 
         return hook
 
@@ -202,7 +201,7 @@ class _Capture:
             *rest: Any,
             **kwargs: Any,
         ) -> Any:
-            layer = self._layers.get(module)
+            layer = self._points.owners.get(module)
             if layer is not None and self._first("attention", layer):
                 self._attention(layer, module, query, key, mask, kwargs)
             # Eager attention is in no table: every model has its own.
@@ -231,21 +230,32 @@ class _Capture:
         causal = getattr(module, "is_causal", True) if causal is None else causal
         visible = _visible(mask, query.shape[2], key.shape[2])
         plain = _plain_mask(visible, causal, window, query.shape[2], key.shape[2], query.device)
-        fields: dict[str, Any]
-        if plain is not None:
-            rows, columns = query.transpose(1, 2), key.transpose(1, 2)
-            fields = {"query": rows, "key": columns, "scale": scale, "softcap": softcap}
-            fields |= {"mask": plain, "window": window if plain == Mask.CAUSAL else 0}
-        else:
-            fields = {"probabilities": _probabilities(query, key, visible, scale, softcap)}
-        self._probe.attention(layer, **fields)
+        if plain is None:
+            self._given(layer, _probabilities(query, key, visible, scale, softcap), window)
+            return
+        self._probe.attention(
+            layer,
+            query=query.transpose(1, 2),
+            key=key.transpose(1, 2),
+            scale=scale,
+            softcap=softcap,
+            mask=plain,
+            window=window if plain == Mask.CAUSAL else 0,
+        )
+
+    def _given(self, layer: int, probabilities: torch.Tensor, window: int = 0) -> None:
+        """Probabilities, [sequences, heads, queries, keys]. Early queries of causal attention have few keys to look at."""
+        queries, keys = probabilities.shape[2:]
+        is_causal = queries == keys > 1 and not bool(probabilities.triu(1).any())
+        mask, window = (Mask.CAUSAL, window) if is_causal else (Mask.NONE, 0)
+        self._probe.attention(layer, probabilities=probabilities.contiguous(), mask=mask, window=window)
 
     def returned(self, output: Any) -> None:
         """Attention that the model returned by itself."""
         attentions = getattr(output, "attentions", None) or ()
         for layer, probabilities in zip(sorted(self._points.layers), attentions, strict=False):
             if self._is_begun and isinstance(probabilities, torch.Tensor) and self._first("attention", layer):
-                self._probe.attention(layer, probabilities=probabilities.contiguous())
+                self._given(layer, probabilities)
 
 
 def _attention_interfaces(model: nn.Module) -> list[Any]:
