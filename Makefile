@@ -19,6 +19,7 @@ LIBDIR  ?= lib
 DESTDIR ?=
 DIST    := forgetscope-$(VERSION)-x86_64-linux-gnu
 TORCH   := $(BUILD)/torch/.ready
+NCCL    := $(BUILD)/nccl/.ready
 
 help:                ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,7 +30,7 @@ demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measure
 demo-torch: $(MINILM) program  ## fine-tune MiniLM in PyTorch on three domains, measured; leaves a report
 	@scripts/demo-torch $(MINILM:.ready=bin/python) $(DEMO_OPTIONS)
 
-test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
+test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB) $(NCCL)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
 oracles: $(PYTHON) lib  ## compare every statistic with NumPy, SciPy and JAX; writes docs/statistics/oracles.md
@@ -90,6 +91,15 @@ program: $(SETUP)    ## build/bin/forgetscope
 
 trainer: $(SETUP) lib  ## build/trainer/trainer
 	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)
+
+mpi-trainer: $(SETUP) lib  ## build/mpi_trainer: a data-parallel trainer, with and without calls to the library
+	@$(MAKE) -s -C examples/mpi_trainer BUILD=$(abspath $(BUILD)/mpi_trainer) FGS_LIB=$(abspath $(BUILD)/lib)
+
+overhead-preload: $(SETUP) preload mpi-trainer  ## how much a trainer is slowed that the library is preloaded into
+	@scripts/overhead-preload
+
+nccl: $(NCCL)        ## build/nccl: NVIDIA's NCCL, for the tests of the preload
+	@true
 
 install: lib preload program  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
 	@scripts/install --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
@@ -155,6 +165,12 @@ $(MINILM): bindings/python/tests/requirements-torch.txt scripts/torch-without-cu
 	scripts/torch-without-cuda $(BUILD)/demo-torch/venv
 	@touch $@
 
+# NVIDIA's NCCL, without what it needs on a GPU.
+$(NCCL): bindings/preload/tests/requirements.txt $(SETUP)
+	python3 -m venv $(BUILD)/nccl
+	$(BUILD)/nccl/bin/pip install -q --no-deps -r bindings/preload/tests/requirements.txt
+	@touch $@
+
 # The compilers of the kernels.
 $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/cuda
@@ -162,4 +178,4 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	@touch $@
 
 .PHONY: help demo demo-torch test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
-    bench-gpu lib preload program trainer install uninstall dist deb wheel test-python bench-python clean
+    bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl install uninstall dist deb wheel test-python bench-python clean

@@ -34,6 +34,22 @@ struct Bucket {
   // This rank's part: its first element and its end.
   std::size_t begin(int rank) const { return static_cast<std::size_t>(offsets[rank]); }
   std::size_t end(int rank) const { return begin(rank) + static_cast<std::size_t>(counts[rank]); }
+
+  // Between the bucket and the model's own arrays. Gradients are multiplied on their way in.
+  void gradients_from_model(float scale) {
+    for (const Placed& placed : tensors)
+      for (std::size_t i = 0; i < placed.parameter->size(); ++i)
+        gradients[placed.offset + i] = placed.parameter->gradient[i] * scale;
+  }
+  void gradients_to_model() const {
+    for (const auto& [p, offset] : tensors) std::copy_n(gradients.data() + offset, p->size(), p->gradient);
+  }
+  void values_from_model() {
+    for (const auto& [p, offset] : tensors) std::copy_n(p->value, p->size(), values.data() + offset);
+  }
+  void values_to_model() const {
+    for (const auto& [p, offset] : tensors) std::copy_n(values.data() + offset, p->size(), p->value);
+  }
 };
 
 // The buckets of a model, for `ranks` ranks.

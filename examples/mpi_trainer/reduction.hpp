@@ -5,7 +5,6 @@
 
 #include <mpi.h>
 
-#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -17,8 +16,7 @@ namespace mpi_trainer {
 
 class Reduction {
  public:
-  Reduction(const Options& options, trainer::Model<float>& model)
-      : options_(options), model_(model) {
+  Reduction(const Options& options, trainer::Model<float>& model) : options_(options) {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks_);
     buckets_ = make_buckets(model.parameters(), static_cast<std::size_t>(options.bucket_bytes), ranks_);
@@ -43,9 +41,7 @@ class Reduction {
     const float share = 1.0f / static_cast<float>(ranks_);
     for (std::size_t b = 0; b < buckets_.size(); ++b) {
       Bucket& bucket = buckets_[b];
-      for (const Placed& placed : bucket.tensors)
-        for (std::size_t i = 0; i < placed.parameter->size(); ++i)
-          bucket.gradients[placed.offset + i] = placed.parameter->gradient[i] * share;
+      bucket.gradients_from_model(share);
       float* all = bucket.gradients.data();
       const int size = static_cast<int>(bucket.size);
       switch (options_.collective) {
@@ -66,16 +62,13 @@ class Reduction {
   // One update of what this rank updates, after which all ranks have all parameters.
   void update() {
     if (!is_sharded())
-      for (const Bucket& bucket : buckets_)
-        for (const Placed& placed : bucket.tensors)
-          std::memcpy(placed.parameter->gradient, bucket.gradients.data() + placed.offset, placed.parameter->size() * sizeof(float));
+      for (const Bucket& bucket : buckets_) bucket.gradients_to_model();
     optimizer_->step(own_, 1.0);
     if (!is_sharded()) return;
     for (Bucket& bucket : buckets_) {
-      MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, bucket.values.data(), bucket.counts.data(), bucket.offsets.data(),
-                     MPI_FLOAT, MPI_COMM_WORLD);
-      for (const Placed& placed : bucket.tensors)
-        std::memcpy(placed.parameter->value, bucket.values.data() + placed.offset, placed.parameter->size() * sizeof(float));
+      MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, bucket.values.data(), bucket.counts.data(),
+                     bucket.offsets.data(), MPI_FLOAT, MPI_COMM_WORLD);
+      bucket.values_to_model();
     }
   }
 
@@ -89,11 +82,9 @@ class Reduction {
   // All ranks begin with the weights of rank 0.
   void spread() {
     for (Bucket& bucket : buckets_) {
-      for (const Placed& placed : bucket.tensors)
-        std::memcpy(bucket.values.data() + placed.offset, placed.parameter->value, placed.parameter->size() * sizeof(float));
+      bucket.values_from_model();
       MPI_Bcast(bucket.values.data(), static_cast<int>(bucket.size), MPI_FLOAT, 0, MPI_COMM_WORLD);
-      for (const Placed& placed : bucket.tensors)
-        std::memcpy(placed.parameter->value, bucket.values.data() + placed.offset, placed.parameter->size() * sizeof(float));
+      bucket.values_to_model();
     }
   }
 
@@ -129,7 +120,6 @@ class Reduction {
   }
 
   const Options& options_;
-  trainer::Model<float>& model_;
   int rank_ = 0, ranks_ = 1;
   std::vector<Bucket> buckets_;
   std::vector<MPI_Request> requests_;

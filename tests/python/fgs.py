@@ -198,17 +198,22 @@ class Scope:
     def records(self, kind=None):
         """All records so far, or those of a kind."""
         self.flush()
-        reader, raw = c.c_void_p(), RawRecord()
-        self.fgs.reader_open(self.path, c.byref(reader))
+        return [record for record in records(self.path, self.fgs) if kind in (None, record.kind)]
 
-        def name(what, number):
-            text = c.c_char_p()
-            found = self.fgs.handle.fgs_reader_name(reader, what, number, c.byref(text)) == 0
-            return text.value.decode() if found else None
 
-        found, lost = [], c.c_uint64()
-        while self.fgs.reader_next(reader, raw, c.byref(lost), allowed=(0, 1, 2)) == 0:
-            assert lost.value == 0
-            found.append(Record(raw, name))
-        self.fgs.reader_close(reader)
-        return [record for record in found if kind in (None, record.kind)]
+def records(path, library):
+    """What the ring at `path` holds."""
+    reader, raw = c.c_void_p(), RawRecord()
+    library.reader_open(path, c.byref(reader))
+
+    def name(what, number):
+        text = c.c_char_p()
+        found = library.handle.fgs_reader_name(reader, what, number, c.byref(text)) == 0
+        return text.value.decode() if found else None
+
+    found, lost = [], c.c_uint64()
+    while library.reader_next(reader, raw, c.byref(lost), allowed=(0, 1, 2)) == 0:
+        assert lost.value == 0
+        found.append(Record(raw, name))
+    library.reader_close(reader)
+    return found

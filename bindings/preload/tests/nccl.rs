@@ -32,7 +32,7 @@ impl Nccl {
     /// The double, compiled.
     fn fake() -> Self {
         let directory = tempfile::tempdir().unwrap().keep();
-        let arguments = ["-shared", "-fPIC", "-Wl,-soname,libnccl.so.2"];
+        let arguments = ["-shared", "-fPIC", "-Wl,-soname,libnccl.so.2", "-ldl"];
         compile("fake_nccl.c", &arguments, &directory.join("libnccl.so.2"));
         Self { directory }
     }
@@ -42,7 +42,7 @@ impl Nccl {
         let plugin = place.join("libbody.so");
         let rpath = format!("-Wl,-rpath,{}", self.directory.display());
         let nccl = self.directory.join("libnccl.so.2");
-        compile(body, &["-shared", "-fPIC", nccl.to_str().unwrap(), &rpath], &plugin);
+        compile(body, &["-shared", "-fPIC", nccl.to_str().unwrap(), &rpath, "-ldl"], &plugin);
         let host = place.join("host");
         let own = format!("-Wl,-rpath,{}", place.display());
         match is_plugin {
@@ -65,8 +65,12 @@ fn compile(source: &str, arguments: &[&str], output: &Path) {
 
 /// A run of nccl_steps.c on the double: what was said, and what was measured.
 fn steps(kind: &str, is_plugin: bool, variables: &[(&str, &str)]) -> (String, Records) {
+    steps_of("nccl_steps.c", kind, is_plugin, variables)
+}
+
+fn steps_of(body: &str, kind: &str, is_plugin: bool, variables: &[(&str, &str)]) -> (String, Records) {
     let place = tempfile::tempdir().unwrap();
-    let mut command = Nccl::fake().command("nccl_steps.c", is_plugin, place.path());
+    let mut command = Nccl::fake().command(body, is_plugin, place.path());
     command
         .env("STEPS_KIND", kind)
         .env("LD_PRELOAD", preload())
@@ -168,4 +172,26 @@ fn buffers_that_are_allocated_anew_are_told_by_their_sizes() {
     let (said, records) = steps("fresh", false, &[("FGS_PRELOAD_STEP", "3")]);
     assert!(said.contains("a step is 3 buckets of 17000 elements in 3 collectives; measuring from step 2"), "{said}");
     assert!(squares(&records).len() > 20, "{said}");
+}
+
+/// Device memory is read on the collective's stream: after the reduction, however late that is, and before the trainer's
+/// next use of the buffer. What is captured into a graph is left out, and that is said once.
+#[test]
+fn device_memory_is_read_in_the_order_of_the_stream() {
+    let double = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulation");
+    let mut make = Command::new("make");
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").args(["-s", "-C"]).arg(root().join("tests/emulation"));
+    said_by(make.arg(format!("BUILD={}", double.display())));
+    let variables =
+        [("LD_LIBRARY_PATH", double.to_str().unwrap()), ("FGS_FAKE_DELAY_US", "300"), ("FGS_PRELOAD_TASK", "a")];
+    let (said, records) = steps_of("nccl_device.c", "", true, &variables);
+    assert!(said.contains("a step is 2 buckets of 12000 elements in 2 collectives"), "{said}");
+    assert_eq!(said.matches("are being captured into a CUDA graph; they are not measured").count(), 1, "{said}");
+    let measured = squares(&records);
+    assert!(measured.len() > 20 && measured.last().unwrap().0 == 59, "{measured:?}\n{said}");
+    for (step, squares) in measured {
+        let value = |bucket: u64| (step + bucket) as f64;
+        assert_eq!(squares, expected([(value(0), 6000.0), (value(1), 6000.0), (0.0, 0.0)]), "step {step}");
+    }
+    assert_eq!(records.of(kind::FAULT).count(), 0);
 }

@@ -8,6 +8,7 @@ mod group;
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::boundary::{around, whatever};
 use crate::engine::{self, Buffer, Collective, Member};
@@ -18,6 +19,8 @@ use crate::watch;
 
 type Handle = usize;
 
+/// ncclInProgress.
+const IN_PROGRESS: c_int = 7;
 /// ncclSystemError: returned where there is no NCCL to call.
 const MISSING: c_int = 2;
 
@@ -90,11 +93,29 @@ impl Called {
     }
 }
 
-/// A collective was called with success.
-fn called(called: Called) {
+/// The body of an interposed collective: the real call, and then what is to be known of it; `None`: nothing.
+fn collective(real: impl FnOnce() -> c_int, called: impl FnOnce() -> Option<Called>) -> c_int {
+    whatever(real, |status| match status {
+        0 => {
+            watch::seen();
+            match called() {
+                Some(called) => group::note(called).map_or((), Called::enqueued),
+                None => watch::left_out(0),
+            }
+        }
+        IN_PROGRESS => say_that_it_does_not_block(),
+        _ => {}
+    })
+}
+
+/// The collective is enqueued at some later time, which nobody tells.
+#[cold]
+fn say_that_it_does_not_block() {
+    static SAID: AtomicBool = AtomicBool::new(false);
     watch::seen();
-    if let Some(called) = group::note(called) {
-        called.enqueued();
+    watch::left_out(0);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        say!("an NCCL communicator does not block; its collectives are not measured");
     }
 }
 
@@ -115,11 +136,9 @@ pub unsafe extern "C-unwind" fn ncclAllReduce(
             (send, receive, count, datatype, op, communicator, stream):
             (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
     };
-    around(real, || {
-        if is_sum(op) {
-            let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
-            called(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address });
-        }
+    collective(real, || {
+        let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
+        is_sum(op).then_some(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address })
     })
 }
 
@@ -140,11 +159,9 @@ pub unsafe extern "C-unwind" fn ncclReduceScatter(
             (send, receive, count, datatype, op, communicator, stream):
             (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
     };
-    around(real, || {
-        if is_sum(op) {
-            let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
-            called(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address });
-        }
+    collective(real, || {
+        let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
+        is_sum(op).then_some(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address })
     })
 }
 
@@ -163,9 +180,9 @@ pub unsafe extern "C-unwind" fn ncclAllGather(
         call!(real!(c"ncclAllGather", c"pncclAllGather"), MISSING, (send, receive, count, datatype, communicator, stream):
             (*const c_void, *mut c_void, usize, c_int, Handle, Handle))
     };
-    around(real, || {
+    collective(real, || {
         let (kind, count, address) = (Kind::Gather, count as u64, receive as usize);
-        called(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address });
+        Some(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address })
     })
 }
 
@@ -186,9 +203,9 @@ pub unsafe extern "C-unwind" fn ncclBroadcast(
             (send, receive, count, datatype, root, communicator, stream):
             (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
     };
-    around(real, || {
+    collective(real, || {
         let (kind, count, address) = (Kind::Gather, count as u64, receive as usize);
-        called(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address });
+        Some(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address })
     })
 }
 
@@ -207,9 +224,9 @@ pub unsafe extern "C-unwind" fn ncclBcast(
         call!(real!(c"ncclBcast", c"pncclBcast"), MISSING, (buffer, count, datatype, root, communicator, stream):
             (*mut c_void, usize, c_int, c_int, Handle, Handle))
     };
-    around(real, || {
+    collective(real, || {
         let (kind, count, address) = (Kind::Gather, count as u64, buffer as usize);
-        called(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address });
+        Some(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address })
     })
 }
 
