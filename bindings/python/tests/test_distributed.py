@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import RULES, Tiny, batches, loss_of
-from forgetscope.torch.sharding import part_of
+from forgetscope.torch.sharding import Copies, part_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -51,7 +51,7 @@ def data_of(seed: int) -> list[torch.Tensor]:
 
 def two_tasks(model: nn.Module, part: slice, **options) -> Path:
     """Two tasks in sequence on this rank's part of the data."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scope = forgetscope.attach(model, optimizer, every=1, rules=RULES, **options)
     for seed, task in enumerate(("a", "b")):
         with scope.task(task):
@@ -61,7 +61,7 @@ def two_tasks(model: nn.Module, part: slice, **options) -> Path:
                 optimizer.zero_grad()
                 scope.scope.flush()
             scope.reference(task, [tokens[part] for tokens in data_of(10 + seed)], loss_of, examples=8)
-            scope.probe(task, batches(1, 20, sequences=16, vocabulary=15))
+            scope.probe("a", batches(1, 20, sequences=16, vocabulary=15))
     scope.close()
     return scope.ring_path
 
@@ -75,7 +75,8 @@ def additive(paths: list[Path], kind: str, columns: list[str]) -> pandas.DataFra
         frames.append(reader.frame(kind))
     about = ["step", "level", "reference", "tensor", "layer", "expert", "head", "role"]
     rows = pandas.concat(frames)
-    rows[about] = rows[about].astype(str)
+    for column in about:
+        rows[column] = [str(value) for value in rows[column]]
     return rows.groupby(about)[columns].sum().sort_index()
 
 
@@ -92,10 +93,11 @@ def check_same(paths: list[Path], single: Path) -> None:
         # Per tensor, head and model; a slice that lies on several ranks comes once from each.
         found, expected = additive(paths, kind, columns), additive([single], kind, columns)
         assert found.index.equals(expected.index), kind
+        assert len(expected) > 50
         for column in columns:
-            assert np.isfinite(expected[column]).all() and (column in ("dot",) or (expected[column] >= 0).all())
+            assert np.isfinite(expected[column]).all()
             scale = expected[column].abs() + 1e-4 * expected[column].abs().max()
-            assert ((found[column] - expected[column]).abs() / scale).max() < 2e-3, (kind, column)
+            assert ((found[column] - expected[column]).abs() / scale).max() < 1e-3, (kind, column)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def ddp(rank: int, directory: Path) -> None:
     model = nn.parallel.DistributedDataParallel(model_of(), gradient_as_bucket_view=True, bucket_cap_mb=0.002)
     two_tasks(model, slice(4 * rank, 4 * rank + 4))
     plain = nn.parallel.DistributedDataParallel(model_of(), gradient_as_bucket_view=True, bucket_cap_mb=0.002)
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
     for seed in range(2):
         for tokens in data_of(seed):
             loss_of(plain, tokens[4 * rank : 4 * rank + 4]).backward()
@@ -182,6 +184,9 @@ def test_meshes_of_two_dimensions_add_up(tmp_path, single):
     spawn(hsdp_and_tensor_parallel, 4, tmp_path)
     for kind in ("hsdp", "tp"):
         check_same(rings(tmp_path / kind), single)
+    # With tensor parallelism each rank looks at its own heads.
+    heads = [forgetscope.Reader(path).frame("head") for path in rings(tmp_path / "tp")]
+    assert [sorted(set(frame["head"])) for frame in heads] == [[0, 1], [2, 3], [0, 1], [2, 3]]
 
 
 def parts(rank: int, directory: Path) -> None:
@@ -191,7 +196,7 @@ def parts(rank: int, directory: Path) -> None:
         cuts = [Replicate(), *(Shard(k) for k in range(len(shape)))]
         for placements in ((a, b) for a in cuts for b in cuts):
             tensor = distribute_tensor(whole, mesh, placements)
-            part = part_of(tensor, None)
+            part = part_of(tensor, Copies([tensor], None))
             here = tensor.to_local()
             if part.is_empty:
                 assert here.numel() == 0

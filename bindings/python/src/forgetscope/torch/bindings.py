@@ -23,7 +23,7 @@ from ..dlpack import View
 from ..scope import Scope
 from ..watch import Watch
 from .parameters import Measured
-from .sharding import Part, is_sharded, local, part_of
+from .sharding import Copies, Part, is_sharded, local, part_of
 
 
 # Of a list of tensors at once: called through `map`, half as long as method calls in a loop take.
@@ -50,7 +50,7 @@ class Bindings:
     """Registers what is measured and keeps the library's addresses up to date."""
 
     def __init__(
-        self, scope: Scope, measured: Sequence[Measured], groups: dict[int, int], replica: int | None, watch: Watch
+        self, scope: Scope, measured: Sequence[Measured], groups: dict[int, int], copies: Copies, watch: Watch
     ) -> None:
         self._scope = scope
         self.ids: dict[str, int] = {}
@@ -61,7 +61,7 @@ class Bindings:
             key = id(entry.parameter)
             if key not in places:
                 places[key] = _Place(entry.name, entry.parameter)
-                parts[key] = part_of(entry.parameter, replica)
+                parts[key] = part_of(entry.parameter, copies)
             self._register(entry, parts[key], places[key], groups.get(key, 0))
         self._places = [place for place in places.values() if place.ids]
         self.parameters = [place.parameter for place in self._places]

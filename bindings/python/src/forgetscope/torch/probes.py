@@ -28,6 +28,7 @@ from ..scope import ProbePass, Scope
 from .aside import aside
 from .parameters import Measured, layer_prefix, module_paths
 from .references import on_device
+from .sharding import is_sharded, local, part_of
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -83,6 +84,32 @@ def _top_k(around: list[nn.Module]) -> int:
     return 1
 
 
+@dataclass(frozen=True)
+class _Projection:
+    """The output projection of the heads that are here: all, or with tensor parallelism this rank's."""
+
+    matrix: torch.Tensor
+    """[model width, heads · width]"""
+    heads: int
+    first_head: int
+
+
+def _projection(module: nn.Module, heads: int) -> _Projection | None:
+    """None: the module has no plain matrix, as quantised layers, or it is cut within a head."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+        return None
+    part, whole = part_of(weight), tuple(weight.shape)
+    matrix, axis = local(weight.detach()), 1
+    if type(module).__name__ == "Conv1D":
+        # [in, out]
+        matrix, axis = matrix.t(), 0
+    width = whole[axis] // heads
+    if part.shape[1 - axis] != whole[1 - axis] or part.offset[axis] % width or part.shape[axis] % width:
+        return None
+    return _Projection(matrix, part.shape[axis] // width, part.offset[axis] // width)
+
+
 class _Capture:
     """The hooks of one pass. A batch of the pass begins with the first tensor that shows how large it is."""
 
@@ -131,7 +158,9 @@ class _Capture:
     def _hidden(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            if not isinstance(states, torch.Tensor) or states.ndim not in (2, 3) or not self._first("hidden", layer):
+            if not isinstance(states, torch.Tensor) or is_sharded(states) or states.ndim not in (2, 3):
+                return
+            if not self._first("hidden", layer):
                 return
             states = _sequences_first(module, states)
             self._begin(states)
@@ -143,25 +172,27 @@ class _Capture:
         def hook(module: nn.Module, inputs: Any) -> None:
             if not inputs or inputs[0].ndim not in (2, 3) or not self._first("head_output", layer):
                 return
-            outputs = inputs[0]
+            outputs, found = local(inputs[0]), _projection(module, heads)
             if outputs.ndim == 3:
                 self._begin(outputs)
-            if not self._is_begun or outputs.shape[-1] % heads:
-                return
-            # Conv1D has [in, out]; wrappers of quantised layers have no plain matrix.
-            weight = getattr(module, "weight", None)
-            matrix = weight.detach().t() if type(module).__name__ == "Conv1D" and weight is not None else weight
-            if isinstance(matrix, torch.Tensor) and matrix.is_floating_point() and matrix.ndim == 2:
-                self._probe.head_output(layer, heads, outputs.contiguous(), projection=matrix)
+            if self._is_begun and found is not None and outputs.shape[-1] == found.matrix.shape[1]:
+                self._probe.head_output(
+                    layer,
+                    found.heads,
+                    outputs.contiguous(),
+                    projection=found.matrix,
+                    first_head=found.first_head,
+                )
 
         return hook
 
     def _router(self, layer: int, top_k: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             logits = output[0] if isinstance(output, tuple) else output
-            if self._is_begun and isinstance(logits, torch.Tensor) and logits.ndim in (2, 3):
-                if self._first("router", layer):
-                    self._probe.router(layer, logits.contiguous(), top_k)
+            if not self._is_begun or not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3):
+                return
+            if not is_sharded(logits) and self._first("router", layer):
+                self._probe.router(layer, logits.contiguous(), top_k)
 
         return hook
 
@@ -222,6 +253,7 @@ class _Capture:
         """`query` and `key`: [sequences, heads, tokens, width]."""
         if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
             return  # logits that query and key do not give
+        query, key = local(query), local(key)
         self._begin(query.transpose(1, 2))
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         softcap = kwargs.get("softcap") or 0.0
@@ -241,14 +273,23 @@ class _Capture:
             softcap=softcap,
             mask=plain,
             window=window if plain == Mask.CAUSAL else 0,
+            first_head=self._first_head(layer),
         )
+
+    def _first_head(self, layer: int) -> int:
+        """Number of the first head that is here: with tensor parallelism not 0 on every rank."""
+        if layer not in self._points.outputs:
+            return 0
+        found = _projection(*self._points.outputs[layer])
+        return 0 if found is None else found.first_head
 
     def _given(self, layer: int, probabilities: torch.Tensor, window: int = 0) -> None:
         """Probabilities, [sequences, heads, queries, keys]. Early queries of causal attention have few keys to look at."""
         queries, keys = probabilities.shape[2:]
         is_causal = queries == keys > 1 and not bool(probabilities.triu(1).any())
+        first_head = self._first_head(layer)
         mask, window = (Mask.CAUSAL, window) if is_causal else (Mask.NONE, 0)
-        self._probe.attention(layer, probabilities=probabilities.contiguous(), mask=mask, window=window)
+        self._probe.attention(layer, probabilities=probabilities.contiguous(), mask=mask, window=window, first_head=first_head)
 
     def returned(self, output: Any) -> None:
         """Attention that the model returned by itself."""
