@@ -247,19 +247,27 @@ impl Data {
 
     /// To be called after the last record.
     pub fn finish(&mut self) {
-        for (&task, &(begin, end)) in &self.seen {
-            if !self.spans.iter().any(|span| span.task == task) {
-                self.spans.push(Span { task, begin, end: Some(end) });
+        // Records of a task whose beginning is missing: its event is lost, or the task was looked at and never trained.
+        if !self.is_complete() {
+            for (&task, &(begin, end)) in &self.seen {
+                if !self.spans.iter().any(|span| span.task == task) {
+                    self.spans.push(Span { task, begin, end: Some(end) });
+                }
             }
         }
         self.spans.sort_by_key(|span| span.begin);
         self.forget_tasks_to_come();
     }
 
+    /// Nothing was overwritten before it was read.
+    fn is_complete(&self) -> bool {
+        let facts = &self.catalog.facts;
+        facts.overwritten == 0 && facts.lost == 0
+    }
+
     /// A task that is looked at before it is trained has nothing to forget: what changes then is no subject of this page.
     fn forget_tasks_to_come(&mut self) {
-        let facts = &self.catalog.facts;
-        let is_complete = facts.overwritten == 0 && facts.lost == 0;
+        let is_complete = self.is_complete();
         let begins = |task: u16| self.spans.iter().find(|span| span.task == task).map(|span| span.begin);
         // A task that is not known to have begun may have done so in records that are gone.
         let was_trained = |task: u16, step: u64| begins(task).map_or(!is_complete, |begin| step > begin);
@@ -310,11 +318,14 @@ mod tests {
 
     #[test]
     fn lost_events_are_made_up_for() {
-        let mut data = Data::default();
-        data.absorb(&Names::default(), &Record { task: 3, step: 50, ..Record::default() });
-        data.absorb(&Names::default(), &Record { task: 3, step: 20, ..Record::default() });
-        data.finish();
-        assert_eq!(data.spans, [Span { task: 3, begin: 20, end: Some(50) }]);
+        for (lost, expected) in [(1, &[Span { task: 3, begin: 20, end: Some(50) }][..]), (0, &[])] {
+            let mut data = Data::default();
+            data.catalog.facts.lost = lost;
+            data.absorb(&Names::default(), &Record { task: 3, step: 50, ..Record::default() });
+            data.absorb(&Names::default(), &Record { task: 3, step: 20, ..Record::default() });
+            data.finish();
+            assert_eq!(data.spans, expected, "{lost} records lost");
+        }
     }
 
     /// The names of today's library.

@@ -63,8 +63,7 @@ def attach(
                   steps, and over that of the task in training when it ends
     forward:      how a probe batch goes through the model, if not `model(**batch)` or `model(batch)`
     replica:      which of several equal copies of the model this process has; only copy 0 is measured. Default: the
-    rank in
-                  torch.distributed, if parameters are no DTensors. 0: each process has another part of the model
+                  rank in torch.distributed, if parameters are no DTensors. 0: each process has another part of the model
     options:      fields of `fgs_options`: ring_path, include, exclude, ring_slots, budget_bytes, threads, window, …
     """
     return TorchScope(

@@ -3,11 +3,18 @@
 A rule file is TOML; its rules are looked at in order, before the built-in ones, and the first match decides:
 
     [[tensor]]
-    match = 'blocks\\.(?P<layer>\\d+)\\.mixer\\.Wqkv\\.weight$'   # searched in the name, without wrappers such as
-    "module." role = "qkv"                  # a name of forgetscope.Role, in lower case heads = 16                    #
-    0: not split; left out: from the model's config kv_heads = 4                  # left out: from the model's config,
-    or as many as heads layout = "interleaved"        # a name of forgetscope.HeadLayout axis = 0
-    # 0: heads are bands of rows, 1: of columns; left out: by role and module
+    # Searched in the name, without wrappers such as "module.".
+    match = 'blocks\\.(?P<layer>\\d+)\\.mixer\\.Wqkv\\.weight$'
+    # A name of forgetscope.Role, in lower case.
+    role = "qkv"
+    # 0: not split; left out: from the model's config.
+    heads = 16
+    # Left out: from the model's config, or as many as heads.
+    kv_heads = 4
+    # A name of forgetscope.HeadLayout.
+    layout = "interleaved"
+    # 0: heads are bands of rows, 1: of columns; left out: by role and module.
+    axis = 0
 
 The groups `layer` and `expert` of the expression, where there are some, are numbers in the whole model.
 """
