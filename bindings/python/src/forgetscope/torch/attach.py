@@ -33,7 +33,7 @@ from .parameters import measured_parameters, unwrapped
 from .probes import Forward, Points, run_probe
 from .references import Loss, add_reference, run_curvature
 from .rules import Rules, load_rules
-from .sharding import is_sharded, process_rank
+from .sharding import Copies, is_sharded, process_rank, reshard
 from .steps import StepHooks
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
@@ -102,24 +102,29 @@ class TorchScope:
             raise invalid(f"model: a {type(model).__name__} is no torch.nn.Module")
         if probe_every < 1:
             raise invalid(f"probe_every: {probe_every} is not at least 1")
+        reshard(model)
         measured = measured_parameters(model, load_rules(rules))
         self.model = unwrapped(model)
         self._watch = Watch()
-        self._is_replica, self._average = _replicas(model)
         rank = process_rank()
         if rank is not None:
             options = {"rank": rank[0], "world_size": rank[1], **options}
-        if replica is None and self._is_replica and rank is not None:
-            replica = distributed.get_rank(self._average)
+        # The processes that have copies of the model, and the group over which gradients of references are averaged.
+        self._average = _group_of_copies(model)
+        outer = None if self._average is None else (self._average.rank(), self._average.size())
+        if replica is not None:
+            outer = replica, replica + 1
         optimizers = _optimizers(optimizer)
         self.scope = Scope(**options)
         """The scope below, for what only it can do."""
         try:
-            self._bindings = Bindings(self.scope, measured, _groups(optimizers), replica, self._watch)
+            copies = Copies(model.parameters(), outer)
+            self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
         except BaseException:
             self.scope.close()
             raise
-        self._is_measured = not (replica or 0)
+        # Passes beside training are for the first copy; with sharded parameters all ranks take part in them.
+        self._is_looking = outer is None or outer[0] == 0 or any(map(is_sharded, model.parameters()))
         self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
         self._check_devices()
         self._points = Points.of(self.model, measured)
@@ -282,7 +287,7 @@ class TorchScope:
         as for `Scope.probe`. Among replicas only the first one makes the pass; with sharded parameters all ranks have
         to call it.
         """
-        if self.scope.disabled or not self._is_measured:
+        if self.scope.disabled or not self._is_looking:
             return
         run_probe(
             self.scope,
@@ -313,7 +318,7 @@ class TorchScope:
         as lanczos_steps. Parameters are moved meanwhile, and are as they were afterwards, to the last bit. fp32, not
         sharded; among replicas only the first one does it.
         """
-        if self.scope.disabled or not self._is_measured:
+        if self.scope.disabled or not self._is_looking:
             return
         run_curvature(self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options)
 
@@ -370,17 +375,17 @@ def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, int]:
     return {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
 
 
-def _replicas(model: nn.Module) -> tuple[bool, Any]:
-    """Whether every process has a copy of the model; and the group over which gradients of references are averaged."""
-    if process_rank() is None or any(is_sharded(parameter) for parameter in model.parameters()):
-        return False, None
+def _group_of_copies(model: nn.Module) -> distributed.ProcessGroup | None:
+    """The processes that train copies of the model: DistributedDataParallel's, or all if nothing says otherwise."""
+    if process_rank() is None:
+        return None
     wrapped: nn.Module | None = model
     while wrapped is not None:
         if isinstance(wrapped, nn.parallel.DistributedDataParallel):
-            return True, wrapped.process_group
+            return wrapped.process_group
         inner = getattr(wrapped, "_orig_mod", None)
         wrapped = inner if isinstance(inner, nn.Module) else None
-    return True, distributed.group.WORLD
+    return None if any(map(is_sharded, model.parameters())) else distributed.group.WORLD
 
 
 __all__ = ["TorchScope", "attach"]

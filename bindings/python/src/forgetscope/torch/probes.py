@@ -28,6 +28,7 @@ from ..scope import ProbePass, Scope
 from .aside import aside
 from .parameters import Measured, layer_prefix, module_paths
 from .references import on_device
+from .sharding import is_sharded, local, part_of
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -46,29 +47,31 @@ class Points:
     """Output projection of a layer's attention, and the number of heads."""
     routers: dict[int, tuple[nn.Module, int]]
     """Router of a layer, and how many experts a token goes to."""
-    attentions: dict[int, nn.Module]
-    """Attention module of a layer, for what is called with the module."""
+    attentions: dict[nn.Module, int]
+    """Layer of each `nn.MultiheadAttention`."""
+    owners: dict[nn.Module, int]
+    """Layer of every module that is in one: attention functions are called with a module."""
 
     @classmethod
     def of(cls, model: nn.Module, measured: Iterable[Measured]) -> Points:
         paths = module_paths(model)
-        points = cls({}, {}, {}, {})
+        points = cls({}, {}, {}, {}, {})
         for entry in measured:
             if entry.layer is None:
                 continue
             prefix, owner = layer_prefix(entry.name), entry.name.rpartition(".")[0]
             if prefix in paths and entry.layer not in points.layers:
                 points.layers[entry.layer] = paths[prefix][-1]
+                points.owners.update(dict.fromkeys(paths[prefix][-1].modules(), entry.layer))
             module = paths.get(owner, [None])[-1]
             if module is None:
                 continue
             if entry.role == Role.OUTPUT and entry.heads.heads and len(entry.shape) == 2:
                 points.outputs[entry.layer] = module, entry.heads.heads
-                points.attentions[entry.layer] = paths[owner.rpartition(".")[0]][-1]
             if entry.role == Role.ROUTER and len(entry.shape) == 2 and entry.shape[0] > 1:
                 points.routers[entry.layer] = module, _top_k(paths[owner])
             if isinstance(module, nn.MultiheadAttention):
-                points.attentions[entry.layer] = module
+                points.attentions[module] = entry.layer
         return points
 
 
@@ -81,12 +84,37 @@ def _top_k(around: list[nn.Module]) -> int:
     return 1
 
 
+@dataclass(frozen=True)
+class _Projection:
+    """The output projection of the heads that are here: all, or with tensor parallelism this rank's."""
+
+    matrix: torch.Tensor
+    """[model width, heads · width]"""
+    heads: int
+    first_head: int
+
+
+def _projection(module: nn.Module, heads: int) -> _Projection | None:
+    """None: the module has no plain matrix, as quantised layers, or it is cut within a head."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+        return None
+    part, whole = part_of(weight), tuple(weight.shape)
+    matrix, axis = local(weight.detach()), 1
+    if type(module).__name__ == "Conv1D":
+        # [in, out]
+        matrix, axis = matrix.t(), 0
+    width = whole[axis] // heads
+    if part.shape[1 - axis] != whole[1 - axis] or part.offset[axis] % width or part.shape[axis] % width:
+        return None
+    return _Projection(matrix, part.shape[axis] // width, part.offset[axis] // width)
+
+
 class _Capture:
     """The hooks of one pass. A batch of the pass begins with the first tensor that shows how large it is."""
 
     def __init__(self, probe: ProbePass, points: Points) -> None:
         self._probe, self._points = probe, points
-        self._layers = {module: layer for layer, module in points.attentions.items()}
         self._labels: Any = None
         self._is_begun = False
         self._seen: set[tuple[str, int]] = set()
@@ -116,11 +144,9 @@ class _Capture:
                 stack.callback(module.register_forward_pre_hook(self._head_output(layer, heads)).remove)
             for layer, (module, top_k) in self._points.routers.items():
                 stack.callback(module.register_forward_hook(self._router(layer, top_k)).remove)
-            for layer, module in self._points.attentions.items():
-                if isinstance(module, nn.MultiheadAttention):
-                    ask = module.register_forward_pre_hook(self._ask_weights, with_kwargs=True)
-                    stack.callback(ask.remove)
-                    stack.callback(module.register_forward_hook(self._weights(layer)).remove)
+            for module, layer in self._points.attentions.items():
+                stack.callback(module.register_forward_pre_hook(self._ask_weights, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._weights(layer)).remove)
             # Without hooks inside, this path of nn.TransformerEncoder would go past them.
             fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
@@ -132,7 +158,9 @@ class _Capture:
     def _hidden(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            if not isinstance(states, torch.Tensor) or states.ndim not in (2, 3) or not self._first("hidden", layer):
+            if not isinstance(states, torch.Tensor) or is_sharded(states) or states.ndim not in (2, 3):
+                return
+            if not self._first("hidden", layer):
                 return
             states = _sequences_first(module, states)
             self._begin(states)
@@ -144,25 +172,27 @@ class _Capture:
         def hook(module: nn.Module, inputs: Any) -> None:
             if not inputs or inputs[0].ndim not in (2, 3) or not self._first("head_output", layer):
                 return
-            outputs = inputs[0]
+            outputs, found = local(inputs[0]), _projection(module, heads)
             if outputs.ndim == 3:
                 self._begin(outputs)
-            if not self._is_begun or outputs.shape[-1] % heads:
-                return
-            # Conv1D has [in, out]; wrappers of quantised layers have no plain matrix.
-            weight = getattr(module, "weight", None)
-            matrix = weight.detach().t() if type(module).__name__ == "Conv1D" and weight is not None else weight
-            if isinstance(matrix, torch.Tensor) and matrix.is_floating_point() and matrix.ndim == 2:
-                self._probe.head_output(layer, heads, outputs.contiguous(), projection=matrix)
+            if self._is_begun and found is not None and outputs.shape[-1] == found.matrix.shape[1]:
+                self._probe.head_output(
+                    layer,
+                    found.heads,
+                    outputs.contiguous(),
+                    projection=found.matrix,
+                    first_head=found.first_head,
+                )
 
         return hook
 
     def _router(self, layer: int, top_k: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             logits = output[0] if isinstance(output, tuple) else output
-            if self._is_begun and isinstance(logits, torch.Tensor) and logits.ndim in (2, 3):
-                if self._first("router", layer):
-                    self._probe.router(layer, logits.contiguous(), top_k)
+            if not self._is_begun or not isinstance(logits, torch.Tensor) or logits.ndim not in (2, 3):
+                return
+            if not is_sharded(logits) and self._first("router", layer):
+                self._probe.router(layer, logits.contiguous(), top_k)
 
         return hook
 
@@ -174,7 +204,7 @@ class _Capture:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if output[1] is not None and self._first("attention", layer):
                 self._begin(_sequences_first(module, output[0]))
-                self._probe.attention(layer, probabilities=output[1].contiguous())
+                self._given(layer, output[1])
 
         return hook
 
@@ -202,7 +232,7 @@ class _Capture:
             *rest: Any,
             **kwargs: Any,
         ) -> Any:
-            layer = self._layers.get(module)
+            layer = self._points.owners.get(module)
             if layer is not None and self._first("attention", layer):
                 self._attention(layer, module, query, key, mask, kwargs)
             # Eager attention is in no table: every model has its own.
@@ -223,6 +253,7 @@ class _Capture:
         """`query` and `key`: [sequences, heads, tokens, width]."""
         if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
             return  # logits that query and key do not give
+        query, key = local(query), local(key)
         self._begin(query.transpose(1, 2))
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         softcap = kwargs.get("softcap") or 0.0
@@ -231,21 +262,41 @@ class _Capture:
         causal = getattr(module, "is_causal", True) if causal is None else causal
         visible = _visible(mask, query.shape[2], key.shape[2])
         plain = _plain_mask(visible, causal, window, query.shape[2], key.shape[2], query.device)
-        fields: dict[str, Any]
-        if plain is not None:
-            rows, columns = query.transpose(1, 2), key.transpose(1, 2)
-            fields = {"query": rows, "key": columns, "scale": scale, "softcap": softcap}
-            fields |= {"mask": plain, "window": window if plain == Mask.CAUSAL else 0}
-        else:
-            fields = {"probabilities": _probabilities(query, key, visible, scale, softcap)}
-        self._probe.attention(layer, **fields)
+        if plain is None:
+            self._given(layer, _probabilities(query, key, visible, scale, softcap), window)
+            return
+        self._probe.attention(
+            layer,
+            query=query.transpose(1, 2),
+            key=key.transpose(1, 2),
+            scale=scale,
+            softcap=softcap,
+            mask=plain,
+            window=window if plain == Mask.CAUSAL else 0,
+            first_head=self._first_head(layer),
+        )
+
+    def _first_head(self, layer: int) -> int:
+        """Number of the first head that is here: with tensor parallelism not 0 on every rank."""
+        if layer not in self._points.outputs:
+            return 0
+        found = _projection(*self._points.outputs[layer])
+        return 0 if found is None else found.first_head
+
+    def _given(self, layer: int, probabilities: torch.Tensor, window: int = 0) -> None:
+        """Probabilities, [sequences, heads, queries, keys]. Early queries of causal attention have few keys to look at."""
+        queries, keys = probabilities.shape[2:]
+        is_causal = queries == keys > 1 and not bool(probabilities.triu(1).any())
+        first_head = self._first_head(layer)
+        mask, window = (Mask.CAUSAL, window) if is_causal else (Mask.NONE, 0)
+        self._probe.attention(layer, probabilities=probabilities.contiguous(), mask=mask, window=window, first_head=first_head)
 
     def returned(self, output: Any) -> None:
         """Attention that the model returned by itself."""
         attentions = getattr(output, "attentions", None) or ()
         for layer, probabilities in zip(sorted(self._points.layers), attentions, strict=False):
             if self._is_begun and isinstance(probabilities, torch.Tensor) and self._first("attention", layer):
-                self._probe.attention(layer, probabilities=probabilities.contiguous())
+                self._given(layer, probabilities)
 
 
 def _attention_interfaces(model: nn.Module) -> list[Any]:

@@ -18,7 +18,7 @@ from .._library import Error, invalid
 from ..scope import Scope
 from .aside import aside, same_random_numbers
 from .bindings import Bindings
-from .sharding import is_sharded
+from .sharding import is_sharded, local
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
@@ -67,35 +67,43 @@ def add_reference(
 ) -> int:
     """Hands over the gradient of each batch; returns how many there were."""
     count = 0
-    with aside(model):
+    with aside(model) as parameters:
         for batch in batches:
             if count == limit:
                 break
-            _backward(model, (loss_fn or loss_of)(model, batch), bindings.parameters, average)
+            _drop_gradients(parameters)
+            _backward((loss_fn or loss_of)(model, batch), parameters, average)
+            count += 1
+            if not bindings.parameters:
+                continue  # all that is here are further copies
             bindings.update_parameters()
             bindings.update_gradients()
             given = terms_of(batch) if examples is None else examples
             scope.reference_add(task, examples=given(batch) if callable(given) else given, stream=stream())
-            count += 1
     return count
 
 
+def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Before the forward pass: during it FSDP2 has other parameters in the model."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
 def _backward(
-    model: nn.Module,
-    loss: torch.Tensor,
-    parameters: Sequence[nn.Parameter],
-    average: distributed.ProcessGroup | None,
+    loss: torch.Tensor, parameters: Sequence[nn.Parameter], average: distributed.ProcessGroup | None
 ) -> None:
     if loss.numel() != 1:
         raise invalid(f"loss_fn: it returned a tensor of shape {tuple(loss.shape)}; a single number is needed")
-    for parameter in model.parameters():
-        parameter.grad = None
     loss.backward()
-    if average is not None:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                distributed.all_reduce(parameter.grad, group=average)
-                parameter.grad /= distributed.get_world_size(average)
+    if average is None:
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            # All ranks take part, also where a parameter had no part in this one's batch.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce(local(parameter.grad), group=average)
+            parameter.grad /= distributed.get_world_size(average)
 
 
 def run_curvature(
@@ -114,15 +122,16 @@ def run_curvature(
         raise Error(Status.ERROR_UNSUPPORTED, "model: curvature needs whole parameters, not those that are sharded")
     if unknown := set(blocks) - set(bindings.ids):
         raise invalid(f"blocks: there is no tensor {sorted(unknown)[0]!r}; scope.tensors has the names")
-    with aside(model):
+    with aside(model) as parameters:
 
         def answer(with_gradient: bool) -> float:
             # The same random numbers every time, if the model draws any.
             with same_random_numbers(model):
+                _drop_gradients(parameters)
                 with torch.set_grad_enabled(with_gradient):
                     loss = (loss_fn or loss_of)(model, batch)
                 if with_gradient:
-                    _backward(model, loss, bindings.parameters, None)
+                    _backward(loss, parameters, None)
                     bindings.update_gradients()
             return loss.item()
 

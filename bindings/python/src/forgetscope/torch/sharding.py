@@ -7,16 +7,18 @@ process. Nothing is gathered.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from .._abi import Shard, Status
 from .._library import Error
 
 if distributed.is_available():
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Replicate
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -29,6 +31,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's data of a tensor, as it lies."""
     # `to_local()` does the same through autograd, a hundred times slower.
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def reshard(model: nn.Module) -> None:
+    """Puts parameters that FSDP2 gathered for a forward pass, and kept for the backward pass, back into their parts."""
+    if distributed.is_available():
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 @dataclass(frozen=True)
@@ -72,27 +82,58 @@ class Part:
         return Shard(offset=start, run_length=length, run_step=whole[last] * inner[last], run_count=runs)
 
 
-def part_of(parameter: torch.Tensor, replica: int | None) -> Part:
-    """What of a parameter is here. `replica`: which of several equal copies, if it is no DTensor."""
+def part_of(parameter: torch.Tensor, copies: Copies | None = None) -> Part:
+    """What of a parameter is here."""
     shape = tuple(parameter.shape)
+    replica = None if copies is None else copies.number(parameter)
     if not is_sharded(parameter):
         return Part((0,) * len(shape), shape, replica)
     tensor: Any = parameter
-    mesh, placements = tensor.device_mesh, tensor.placements
-    here, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
-    copy, copies = 0, 1
-    for dimension, (placement, coordinate) in enumerate(zip(placements, mesh.get_coordinate(), strict=True)):
-        if isinstance(placement, Replicate):
-            copy = copy * mesh.size(dimension) + coordinate
-            copies *= mesh.size(dimension)
-    part = Part(tuple(offset), tuple(here), copy if copies > 1 else None)
+    here, offset = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
+    part = Part(tuple(offset), tuple(here), replica)
     if not part.is_empty and tuple(local(parameter).shape) != part.shape:
         raise Error(
             Status.ERROR_UNSUPPORTED,
-            f"parameter: the local part {tuple(local(parameter).shape)} of {shape} is not where {placements} say; such "
-            "placements are not measured",
+            f"parameter: the local part {tuple(local(parameter).shape)} of {shape} is not where {tensor.placements} "
+            "say; such placements are not measured",
         )
     return part
+
+
+class Copies:
+    """Which of several equal copies of a parameter this process has, so that each counts once.
+
+    There is a copy for each place along the dimensions of its mesh that replicate it (HSDP), along those dimensions of the
+    model's other meshes that it is not on (a norm beside tensor-parallel matrices), and for each process of `outer`.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], outer: tuple[int, int] | None) -> None:
+        """`outer`: rank and size of the group of processes that have copies of the whole model."""
+        self._outer = outer
+        self._dimensions: dict[Any, tuple[int, int]] = {}
+        for parameter in parameters:
+            if is_sharded(parameter):
+                mesh = parameter.device_mesh  # type: ignore[attr-defined]
+                here = zip(_dimensions(mesh), mesh.get_coordinate(), mesh.shape, strict=True)
+                self._dimensions |= {key: (coordinate, size) for key, coordinate, size in here}
+
+    def number(self, parameter: torch.Tensor) -> int | None:
+        """None: there is one only."""
+        cut = set()
+        if is_sharded(parameter):
+            tensor: Any = parameter
+            keys = _dimensions(tensor.device_mesh)
+            cut = {key for key, place in zip(keys, tensor.placements, strict=True) if not isinstance(place, Replicate)}
+        places = [place for key, place in self._dimensions.items() if key not in cut]
+        number, copies = 0, 1
+        for coordinate, size in [*places, self._outer] if self._outer else places:
+            number, copies = number * size + coordinate, copies * size
+        return number if copies > 1 else None
+
+
+def _dimensions(mesh: Any) -> list[Any]:
+    """What tells the dimensions of meshes apart: their names, or which ranks they are of."""
+    return list(mesh.mesh_dim_names or ((str(mesh.mesh.tolist()), number) for number in range(mesh.ndim)))
 
 
 def process_rank() -> tuple[int, int] | None:

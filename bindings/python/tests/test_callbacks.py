@@ -1,0 +1,150 @@
+"""The real Trainer of transformers and of Lightning, with a small model."""
+
+import logging
+
+import forgetscope
+import lightning
+import pytest
+import torch
+import transformers
+from conftest import RULES, Tiny, batches, loss_of, records_of
+from forgetscope.callbacks import HuggingFaceCallback, LightningCallback
+from test_probes import MODELS
+from torch.utils.data import DataLoader
+
+
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, seed: int) -> None:
+        self.rows = batches(1, seed, sequences=16, length=10, vocabulary=64)[0]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.rows[number], "labels": self.rows[number]}
+
+
+def trainer_of(model, directory, seed: int, callbacks) -> transformers.Trainer:
+    arguments = transformers.TrainingArguments(
+        str(directory),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    data = {"prose": Texts(0), "code": Texts(1)}
+    return transformers.Trainer(model, arguments, train_dataset=Texts(seed), eval_dataset=data, callbacks=callbacks)
+
+
+def test_trainer_of_transformers(tmp_path):
+    logging.disable(logging.WARNING)
+    model, alone = (transformers.LlamaForCausalLM(MODELS["llama"]) for _ in range(2))
+    alone.load_state_dict(model.state_dict())
+    batch = {"input_ids": Texts(0).rows, "labels": Texts(0).rows}
+    first = HuggingFaceCallback("prose", reference=[batch] * 3, every=1, probes={"prose": [batch]}, probe_every=2)
+    trainer_of(model, tmp_path / "0", 0, [first]).train()
+    second = HuggingFaceCallback("code", scope=first.scope)
+    trainer_of(model, tmp_path / "1", 1, [second]).train()
+    scope = second.scope
+    steps = records_of(scope, "step")
+    assert steps.step.tolist() == list(range(8)) and steps.task.tolist() == ["prose"] * 4 + ["code"] * 4
+    # A step is measured as it is applied: behind accumulation and clipping.
+    assert (steps.gradient_norm <= 1.0 + 1e-5).all()
+    found = records_of(scope, "interference").query("level == 'model'")
+    assert found.reference.tolist() == ["prose"] * 4 and found["flags"].str.contains("frozen").all()
+    losses = records_of(scope, "evaluation")
+    assert losses[["task", "reference"]].drop_duplicates().values.tolist() == [
+        ["prose", "prose"],
+        ["prose", "code"],
+        ["code", "prose"],
+        ["code", "code"],
+    ]
+    assert not records_of(scope, "representation").query("task == 'code'").empty
+    scope.close()
+    for seed in range(2):
+        trainer_of(alone, tmp_path / f"alone{seed}", seed, []).train()
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+class Lit(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.model = Tiny()
+        self.seen: list[float] = []
+
+    def training_step(self, tokens: torch.Tensor, _: int) -> torch.Tensor:
+        return loss_of(self.model, tokens)
+
+    def validation_step(self, tokens: torch.Tensor, _: int) -> None:
+        self.log("val_loss", loss_of(self.model, tokens))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+        def tap(*_: object) -> None:
+            self.seen.append(sum(float((p.grad.double() ** 2).sum()) for p in self.parameters()))
+
+        optimizer.register_step_post_hook(tap)
+        return optimizer
+
+
+def lightning_trainer(directory, callbacks) -> lightning.Trainer:
+    return lightning.Trainer(
+        max_steps=4,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.5,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=directory,
+        val_check_interval=4,
+        num_sanity_val_steps=1,
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trainer_of_lightning(tmp_path):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    module, alone = Lit(), Lit()
+    data = [DataLoader(batches(1, seed, sequences=32)[0], batch_size=4) for seed in range(2)]
+    callback, scope = None, None
+    for seed, task in enumerate(("prose", "code")):
+        callback = LightningCallback(
+            task,
+            scope=scope,
+            monitor="val_loss",
+            reference=lambda seed=seed: batches(3, 5 + seed),
+            loss_fn=lambda model, tokens: loss_of(model.model, tokens),
+            **({} if scope else {"every": 1, "rules": RULES}),
+        )
+        lightning_trainer(tmp_path, [callback]).fit(module, data[seed], data[seed])
+        lightning_trainer(tmp_path, []).fit(alone, data[seed], data[seed])
+        scope = callback.scope
+    steps = records_of(scope, "step")
+    assert steps.step.tolist() == list(range(8)) and steps.task.tolist() == ["prose"] * 4 + ["code"] * 4
+    # Lightning clips inside the closure that it gives to the optimizer.
+    assert steps.gradient_squares.tolist() == pytest.approx(module.seen, rel=1e-5)
+    assert (steps.gradient_norm <= 0.5 + 1e-5).all()
+    assert records_of(scope, "interference").query("level == 'model'").reference.tolist() == ["prose"] * 4
+    assert len(records_of(scope, "evaluation")) == 4
+    scope.close()
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name
+
+
+def test_a_callback_that_never_began_ends_quietly():
+    callback = HuggingFaceCallback("prose")
+    callback.on_train_end(None, None, None)
+    assert callback.scope is None and forgetscope.runs() == []

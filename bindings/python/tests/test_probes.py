@@ -1,0 +1,243 @@
+"""Probes: what hooks take from a model is what the model itself returns, and training does not notice."""
+
+import copy
+import logging
+import random
+
+import forgetscope
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import RULES, batches, loss_of, records_of
+from forgetscope import Scope
+from test_roles import GROUPED, SMALL
+from torch import nn
+
+MODELS = {
+    "gpt2": transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32),
+    "llama": transformers.LlamaConfig(**GROUPED),
+    "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=16),
+    "gemma2": transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=5, query_pre_attn_scalar=8),
+    "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "bert": transformers.BertConfig(**SMALL),
+}
+
+
+def model_of(name: str, implementation: str) -> nn.Module:
+    logging.disable(logging.WARNING)
+    config = copy.deepcopy(MODELS[name])
+    config._attn_implementation = implementation
+    torch.manual_seed(5)
+    kind = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
+    model = kind.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # As they are initialised, all heads attend alike.
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model.train()
+
+
+def probe_batches(padded: bool = False) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for tokens in batches(2, 11, sequences=16, length=12, vocabulary=64):
+        mask = torch.ones_like(tokens)
+        if padded:
+            mask[::2, 9:] = 0
+        found.append({"input_ids": tokens, "attention_mask": mask} if padded else {"input_ids": tokens})
+    return found
+
+
+def moved(model: nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+
+
+def passes(name: str, implementation: str, padded: bool):
+    """Two passes at different weights, by `TorchScope.probe` and by hand from what an eager model returns."""
+    model, eager = model_of(name, implementation), model_of(name, "eager")
+    attached = forgetscope.attach(model, budget_bytes=0)
+    hand = Scope()
+    for _ in range(2):
+        attached.probe("a", probe_batches(padded))
+        with hand.probe("a") as probe, torch.no_grad():
+            for batch in probe_batches(padded):
+                output = eager.eval()(**batch, output_hidden_states=True, output_attentions=True)
+                probe.batch(16, 12)
+                # The last of the hidden states is behind the final normalisation.
+                probe.hidden(0, output.hidden_states[1])
+                for layer, probabilities in enumerate(output.attentions):
+                    mask = "none" if name == "bert" else "causal"
+                    kinds = getattr(eager.config, "layer_types", None) or ["full_attention"] * 2
+                    window = eager.config.sliding_window if kinds[layer] == "sliding_attention" else 0
+                    probe.attention(layer, probabilities=probabilities.contiguous(), mask=mask, window=window)
+        for one in (model, eager):
+            moved(one)
+    return attached, hand
+
+
+CASES = [(name, kind) for name in MODELS for kind in ("sdpa", "eager") if (name, kind) != ("gemma2", "sdpa")]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize(("name", "implementation"), CASES)
+def test_what_is_taken_is_what_the_model_returns(name, implementation, padded):
+    attached, hand = passes(name, implementation, padded)
+    found, expected = records_of(attached, "attention"), records_of(hand, "attention")
+    assert len(found) == len(expected) == 2 * 2 * 4
+    for column in ("entropy", "sink", "divergence"):
+        assert found[column].tolist() == pytest.approx(expected[column].tolist(), abs=2e-5, nan_ok=True), column
+    assert found.entropy.min() > 0 and found.entropy.nunique() > 8
+    found, expected = (records_of(scope, "representation").query("layer == 0") for scope in (attached, hand))
+    assert found.cka.tolist() == pytest.approx(expected.cka.tolist(), abs=1e-5, nan_ok=True)
+    assert 0.5 < found.cka.iloc[-1] < 0.99999
+    assert found.mean_shift.tolist() == pytest.approx(expected.mean_shift.tolist(), rel=1e-3, nan_ok=True)
+    attached.close()
+    hand.close()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_contributions_of_heads(name):
+    """‖Δ(o_h W_O)‖ of each head, from the inputs of the output projection."""
+    model = model_of(name, "sdpa")
+    scope = forgetscope.attach(model, budget_bytes=0)
+    seen: list[dict[int, torch.Tensor]] = []
+    for _ in range(2):
+        seen.append({})
+        hooks = []
+        for layer, (module, _heads) in scope._points.outputs.items():
+            matrix = module.weight.detach().clone()
+            matrix = matrix.t() if type(module).__name__ == "Conv1D" else matrix
+
+            def hook(_m, inputs, layer=layer, matrix=matrix):
+                o = inputs[0].detach().double().view(*inputs[0].shape[:2], 4, -1)
+                seen[-1][layer] = torch.einsum("nthw,dhw->nthd", o, matrix.double().view(matrix.shape[0], 4, -1))
+
+            hooks.append(module.register_forward_pre_hook(hook))
+        scope.probe("a", probe_batches()[:1])
+        for h in hooks:
+            h.remove()
+        moved(model)
+    frame = records_of(scope, "head")
+    assert set(frame.layer) == {0, 1} and set(frame["head"]) == {0, 1, 2, 3}
+    for row in frame.itertuples():
+        then, now = (pass_[row.layer][:, :, row.head] for pass_ in seen)
+        # Tokens are sampled, and the residual stream divides: the order of heads and the rough size are the same.
+        change = float((now - then).norm() / then.norm())
+        assert 0 < row.contribution_change < 10 * change
+        cosine = float((now * then).sum() / now.norm() / then.norm())
+        assert row.output_cosine == pytest.approx(cosine, abs=0.2)
+    scope.close()
+
+
+def test_routers_of_experts():
+    model = model_of("mixtral", "sdpa")
+    scope = forgetscope.attach(model, budget_bytes=0)
+    for _ in range(2):
+        scope.probe("a", probe_batches())
+        moved(model)
+    frame = records_of(scope, "router")
+    assert frame.experts.unique().tolist() == [4] and set(frame.layer) == {0, 1}
+    # Two of four experts a token: the overlap that chance gives is that of pairs.
+    last = frame.iloc[-1]
+    assert last.jaccard_null == pytest.approx((1 / 6) * 1 + (4 / 6) * (1 / 3), abs=0.05) and last.divergence > 0
+    scope.close()
+
+
+def test_layers_of_pytorch_and_what_they_attend_to():
+    for batch_first in (True, False):
+        torch.manual_seed(2)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first)
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        rows = torch.randn(12, 7, 16) if batch_first else torch.randn(7, 12, 16)
+        scope = forgetscope.attach(model, budget_bytes=0)
+        expected = model.eval()(rows)
+        model.train()
+        outputs = []
+        scope.probe("a", [rows], forward=lambda m, x: outputs.append(m(x)))
+        assert torch.allclose(outputs[0], expected, atol=1e-5)
+        frame = records_of(scope, "attention")
+        assert len(frame) == 8 and (frame.entropy > 0).all() and (frame.entropy <= np.log(7) + 1e-6).all()
+        assert len(records_of(scope, "representation")) == 2
+        assert torch.backends.mha.get_fastpath_enabled()
+        scope.close()
+
+
+def test_a_pass_leaves_no_trace(tiny):
+    tiny.layers[0].mlp.eval()  # a module whose mode is its own
+    loss_of(tiny, batches(1, 0)[0]).backward()
+    gradients = {name: p.grad for name, p in tiny.named_parameters()}
+    modes = [module.training for module in tiny.modules()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.modules()]
+    scope = forgetscope.attach(tiny, rules=RULES)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(3)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+    def noisy():
+        for tokens in batches(2, 3, sequences=8):
+            yield tokens[torch.randperm(8)]
+            random.random(), np.random.rand()
+
+    scope.probe("a", noisy())
+    scope.reference("a", noisy(), loss_of)
+    with pytest.raises(ZeroDivisionError):
+        scope.probe("a", noisy(), forward=lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        scope.reference("a", noisy(), lambda *_: 1 / 0)
+    assert (random.random(), np.random.rand()) == expected[:2] and torch.equal(torch.rand(3), expected[2])
+    assert modes == [module.training for module in tiny.modules()]
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.modules()]
+    assert all(p.grad is gradients[name] for name, p in tiny.named_parameters())
+    scope.close()
+
+
+def test_tables_of_attention_functions_are_put_back():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in [*ALL_ATTENTION_FUNCTIONS, "eager"]}
+    scope = forgetscope.attach(model_of("llama", "sdpa"), budget_bytes=0)
+    scope.probe("a", probe_batches())
+    assert before == {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in [*ALL_ATTENTION_FUNCTIONS, "eager"]}
+    scope.close()
+
+
+def test_probes_are_made_while_training(tiny):
+    """Of tasks other than the one in training; that one's base when it ends."""
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    probes = {"a": batches(2, 5, sequences=16), "b": batches(2, 6, sequences=16)}
+    scope = forgetscope.attach(tiny, optimizer, rules=RULES, probes=probes, probe_every=2)
+    for task in ("a", "b"):
+        with scope.task(task):
+            for tokens in batches(4, 0):
+                loss_of(tiny, tokens).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    frame = records_of(scope, "representation").query("layer == 0")
+    found = frame[["task", "reference", "step"]].values.tolist()
+    assert [entry for entry in found if entry[:2] == ["b", "a"]] == [["b", "a", 5], ["b", "a", 7]]
+    assert frame["flags"].str.contains("base").any()
+    scope.close()
+
+
+def test_classes_give_neural_collapse(tiny):
+    scope = forgetscope.attach(tiny, rules=RULES)
+    for _ in range(2):
+        scope.probe("a", batches(2, 5, sequences=16), labels=lambda tokens: tokens[:, 0] % 3)
+    assert records_of(scope, "collapse").classes.unique().tolist() == [3]
+    scope.close()
+
+
+def test_a_reference_is_the_mean_of_its_batches(tiny):
+    """Frozen at the task's final weights; examples are counted from labels."""
+    from forgetscope.torch.references import terms_of
+
+    labels = torch.tensor([[1, 2, -100, 4], [1, -100, -100, -100]])
+    assert terms_of({"labels": labels}) == 2 and terms_of({"labels": torch.tensor([1, 0])}) == 2 and terms_of(labels) == 0
+    scope = forgetscope.attach(tiny, every=1, rules=RULES)
+    with scope.task("a"):
+        assert scope.reference("a", iter(batches(9, 1)), loss_of, limit=5, examples=lambda tokens: tokens.numel()) == 5
+    frame = records_of(scope, "task")
+    assert frame.batches.max() == 5
+    scope.close()

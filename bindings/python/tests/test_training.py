@@ -1,0 +1,359 @@
+"""`attach`: training is the same bit by bit, and what is measured is what NumPy and the C functions find."""
+
+import copy
+import ctypes
+from itertools import pairwise
+
+import forgetscope
+import numpy as np
+import pytest
+import torch
+from conftest import RULES, Tiny, batches, loss_of, raw_records, records_of
+from forgetscope import Error, Scope
+from torch import nn
+
+# Sums in fp32 of up to 64 terms and in fp64 above: docs/statistics/README.md.
+RELATIVE = 1e-5
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[torch.Tensor], accumulate: int = 1) -> list[float]:
+    losses = []
+    for number, tokens in enumerate(data):
+        loss = loss_of(model, tokens) / accumulate
+        loss.backward()
+        losses.append(loss.item())
+        if (number + 1) % accumulate == 0:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
+def two_tasks(model: nn.Module, scope: forgetscope.TorchScope | None, accumulate: int = 1) -> list[float]:
+    """Training of two tasks, with every look there is in between."""
+    torch.manual_seed(3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    if scope is not None:
+        scope.watch(optimizer)
+    for seed, task in enumerate(("prose", "code")):
+        if scope is not None:
+            scope.task_begin(task)
+        losses += train(model, optimizer, batches(6, seed), accumulate)
+        # A gradient that waits for its step must wait on.
+        loss_of(model, batches(1, 9)[0]).backward()
+        if scope is not None:
+            scope.probe(task, batches(2, 5, sequences=8))
+            scope.reference(task, batches(5, 10 + seed), loss_of, examples=32)
+            scope.curvature(task, batches(1, 20)[0], loss_of, lanczos_steps=3, trace_vectors=1)
+            scope.task_end()
+        losses += train(model, optimizer, batches(2, 7), accumulate)
+    return losses
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_is_the_same_bit_by_bit(tiny, monkeypatch, accumulate):
+    alone = copy.deepcopy(tiny)
+    disabled = copy.deepcopy(tiny)
+    with forgetscope.attach(tiny, every=1, rules=RULES) as scope:
+        measured = two_tasks(tiny, scope, accumulate)
+        assert len(records_of(scope, "step")) == 16 / accumulate
+        assert not records_of(scope, "interference").empty and not records_of(scope, "curvature").empty
+    monkeypatch.setenv("FGS_DISABLE", "1")
+    with forgetscope.attach(disabled, rules=RULES) as off:
+        assert off.ring_path is None
+        assert two_tasks(alone, None, accumulate) == measured == two_tasks(disabled, off, accumulate)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, tiny.state_dict()[name]) and torch.equal(value, disabled.state_dict()[name]), name
+
+
+class Tap:
+    """Gradients before, and parameters before and after each step, in fp64, by hooks around those of the scope."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.gradients, self.before, self.after = model, [], [], []
+        optimizer.register_step_pre_hook(self._pre)
+        optimizer.register_step_post_hook(lambda *_: self.after.append(self._now()))
+
+    def _now(self) -> dict[str, np.ndarray]:
+        return {n: p.detach().double().numpy().copy() for n, p in self.model.named_parameters()}
+
+    def _pre(self, *_: object) -> None:
+        self.before.append(self._now())
+        self.gradients.append({n: p.grad.double().numpy().copy() for n, p in self.model.named_parameters()})
+
+
+def whole(values: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([value.ravel() for value in values.values()])
+
+
+def test_statistics_are_those_of_numpy(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1, momentum=0.9)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    tap = Tap(tiny, optimizer)
+    taken = []
+
+    def seen(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        loss = loss_of(model, tokens)
+        names = [n for n, _ in model.named_parameters()]
+        found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        taken.append({n: g.double().numpy() for n, g in zip(names, found, strict=True)})
+        return loss
+
+    with scope.task("prose"):
+        train(tiny, optimizer, batches(3, 0))
+        assert scope.reference("prose", batches(6, 1), seen) == 6
+        snapshot = tap._now()
+    with scope.task("code"):
+        train(tiny, optimizer, batches(4, 2))
+    reference = {n: np.mean([batch[n] for batch in taken], axis=0) for n in taken[0]}
+    frame = records_of(scope, "interference")
+    heads = 4
+    for row in frame.itertuples():
+        gradient = tap.gradients[row.step]
+        if row.level == "model":
+            x, r = whole(gradient), whole(reference)
+        elif row.level == "tensor":
+            x, r = gradient[row.tensor].ravel(), reference[row.tensor].ravel()
+        elif row.level == "head":
+            # Heads are columns of the output projection and rows of the others.
+            cut = [v[row.tensor].T if row.tensor.endswith("o_proj.weight") else v[row.tensor] for v in (gradient, reference)]
+            x, r = (v.reshape(heads, -1)[row.head] for v in cut)
+        else:
+            continue
+        if np.linalg.norm(x) * np.linalg.norm(r) > 1e-9:
+            assert row.cosine == pytest.approx(x @ r / np.linalg.norm(x) / np.linalg.norm(r), abs=RELATIVE), row
+    assert set(frame.level) == {"head", "tensor", "role", "layer", "model"} and set(frame.step) == {3, 4, 5, 6}
+    for row in records_of(scope, "update").query("level == 'model'").itertuples():
+        step = whole(tap.after[row.step]) - whole(tap.before[row.step])
+        assert row.updates == pytest.approx(step @ step, rel=2 * RELATIVE)
+    for row in records_of(scope, "drift").query("level == 'model'").itertuples():
+        moved = np.linalg.norm(whole(tap.after[row.step]) - whole(snapshot))
+        assert row.relative == pytest.approx(moved / np.linalg.norm(whole(snapshot)), rel=RELATIVE)
+
+
+def by_hand(model: Tiny, data: list[torch.Tensor], scope: Scope) -> None:
+    """The same training with the C functions, tensor by tensor."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    roles = {"embedding": 1, "q_proj": 3, "k_proj": 4, "v_proj": 5, "o_proj": 7, "norm1": 12, "norm2": 12, "lm_head": 14}
+    ids = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        role = roles.get(parts[-2], {"0": 9, "3": 10}.get(parts[-2], 0))
+        heads = 4 if role in (3, 4, 5, 7) and (parts[-1] == "weight" or role != 7) else 0
+        if parts[-1] == "bias" and role in (0, 7, 9, 10):
+            role = 15
+        layer = int(parts[1]) if parts[0] == "layers" else None
+        ids[name] = scope.register(name, shape=parameter.shape, role=role, heads=heads, kv_heads=heads, layer=layer)
+        scope.bind(ids[name], "param", parameter)
+    for number, tokens in enumerate(data):
+        loss_of(model, tokens).backward()
+        for name, parameter in model.named_parameters():
+            scope.bind(ids[name], "grad", parameter.grad)
+        scope.step_begin(number)
+        scope.gradients_ready()
+        optimizer.step()
+        scope.step_end()
+        scope.flush()
+        optimizer.zero_grad()
+
+
+def test_records_are_those_of_the_c_functions_bit_by_bit(tiny):
+    other = copy.deepcopy(tiny)
+    torch.manual_seed(1)
+    optimizer = torch.optim.AdamW(tiny.parameters(), lr=1e-2)
+    with forgetscope.attach(tiny, optimizer, every=1, threads=2, rules=RULES) as scope:
+        scope._hooks.after_step(lambda _: scope.scope.flush())
+        scope.task_begin("a")
+        for tokens in batches(4, 0):
+            loss_of(tiny, tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.manual_seed(1)
+    with Scope(every=1, threads=2) as hand:
+        hand.task_begin("a")
+        by_hand(other, batches(4, 0), hand)
+    attached, called = raw_records(scope.ring_path), raw_records(hand.ring_path)
+    assert len(attached) == len(called) > 100
+    assert attached.tobytes() == called.tobytes()
+
+
+def test_gradients_that_move_come_and_go(tiny):
+    """Addresses in every step, parameters without a gradient, gradients of another layout, parameters that move."""
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    expected, keep = [], []
+    head, mlp = tiny.lm_head.weight, tiny.layers[0].mlp[0].weight
+    for number, tokens in enumerate(batches(8, 0)):
+        keep.append([p.grad for p in tiny.parameters()])  # memory is not used twice
+        optimizer.zero_grad()
+        loss_of(tiny, tokens).backward()
+        if number in (2, 3, 6):
+            head.grad = None
+        if number in (4, 5):
+            mlp.grad = mlp.grad.t().contiguous().t()
+        if number == 6:
+            for parameter in tiny.parameters():
+                parameter.data = parameter.data.clone()
+        expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters() if p.grad is not None))
+        optimizer.step()
+        scope.scope.flush()
+    found = records_of(scope, "gradient").query("level == 'model'")
+    assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
+    assert (records_of(scope, "update").query("level == 'model'").updates > 0).sum() == 8
+
+
+def test_a_parameter_may_change_its_type(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    expected = []
+    for number, tokens in enumerate(batches(4, 0)):
+        if number == 2:
+            tiny.double()
+        optimizer.zero_grad()
+        loss_of(tiny, tokens).backward()
+        expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters()))
+        optimizer.step()
+        scope.scope.flush()
+    found = records_of(scope, "gradient").query("level == 'model'")
+    assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
+
+
+def test_a_closure_is_measured_after_its_first_evaluation(tiny):
+    for optimizer in (torch.optim.LBFGS(tiny.parameters(), max_iter=3), torch.optim.SGD(tiny.parameters(), lr=0.1)):
+        scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+        expected, evaluations = [], 0
+        for tokens in batches(3, 0):
+            first = True
+
+            def closure(tokens=tokens) -> torch.Tensor:
+                nonlocal first, evaluations
+                optimizer.zero_grad()
+                loss = loss_of(tiny, tokens)
+                loss.backward()
+                if first:
+                    expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters()))
+                    first = False
+                evaluations += 1
+                return loss
+
+            assert isinstance(optimizer.step(closure), torch.Tensor)
+            scope.scope.flush()
+        found = records_of(scope, "gradient").query("level == 'model'")
+        assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
+        assert evaluations == (9 if isinstance(optimizer, torch.optim.LBFGS) else 3) or evaluations >= 3
+        scope.close()
+
+
+def test_several_optimizers_make_one_step(tiny):
+    layers = torch.optim.SGD([{"params": layer.parameters()} for layer in tiny.layers], lr=0.1)
+    rest = torch.optim.Adam([*tiny.embedding.parameters(), *tiny.lm_head.parameters()])
+    scope = forgetscope.attach(tiny, [layers, rest], every=1, rules=RULES)
+    for number, tokens in enumerate(batches(4, 0)):
+        loss_of(tiny, tokens).backward()
+        layers.step()
+        if number != 2:  # one may be left out
+            rest.step()
+        tiny.zero_grad()
+        scope.scope.flush()
+    assert records_of(scope, "step").step.tolist() == [0, 1, 2, 3]
+    groups = {entry.name: entry.group for entry in forgetscope.Reader(scope.ring_path).catalog.tensors.values()}
+    assert [groups[f"layers.{n}.norm1.weight"] for n in range(2)] == [0, 1] and groups["lm_head.weight"] == 2
+
+
+def test_steps_are_numbered_on(tiny):
+    scope = forgetscope.attach(tiny, torch.optim.SGD(tiny.parameters(), lr=0.1), every=2, rules=RULES)
+    scope.step = 100
+    for _ in range(2):
+        optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+        scope.watch(optimizer)
+        train(tiny, optimizer, batches(3, 0))
+    scope.scope.flush()
+    assert records_of(scope, "step").step.tolist() == [100, 102, 104] and scope.step == 106
+    scope.every(0)
+    train(tiny, optimizer, batches(3, 0))
+    assert len(records_of(scope, "step")) == 3
+
+
+def test_the_loss_of_a_task_and_its_metrics_are_recorded(tiny):
+    with forgetscope.attach(tiny, rules=RULES) as scope:
+        with scope.task("a"):
+            scope.record_loss("a", torch.tensor(2.0))
+            scope.record_eval("a", "accuracy", 0.25, higher_is_better=True)
+        assert records_of(scope, "evaluation").value.tolist() == [2.0, 0.25]
+
+
+def test_what_has_no_known_role_is_said_once(tiny):
+    with pytest.warns(RuntimeWarning, match=r"4 parameters are of no known role.*layers\.0\.mlp\.0\.weight"):
+        scope = forgetscope.attach(tiny)
+    assert scope.unclassified == [f"layers.{n}.mlp.{k}.weight" for n in range(2) for k in (0, 3)]
+    scope.close()
+
+
+def test_wrong_use_is_refused_with_the_argument(tiny):
+    with pytest.raises(Error, match="model: a dict is no"):
+        forgetscope.attach({}, None)
+    with pytest.raises(Error, match="optimizer: a str is no"):
+        forgetscope.attach(tiny, "adam", rules=RULES)
+    with pytest.raises(Error, match="probe_every: 0"):
+        forgetscope.attach(tiny, probe_every=0)
+    with pytest.raises(Error, match="evry: there is no such option"):
+        forgetscope.attach(tiny, rules=RULES, evry=3)
+    with forgetscope.attach(tiny, rules=RULES) as scope:
+        with pytest.raises(Error, match="batches: there are none"):
+            scope.reference("a", iter([]), loss_of)
+        with pytest.raises(Error, match="loss_fn: it returned a tensor of shape"):
+            scope.reference("a", batches(1, 0), lambda model, tokens: model(tokens))
+        with pytest.raises(Error, match="loss_fn: the model computes no loss"):
+            scope.reference("a", batches(1, 0))
+        with pytest.raises(Error, match="blocks: there is no tensor 'x'"):
+            scope.curvature("a", batches(1, 0)[0], loss_of, blocks=["x"])
+        assert all(parameter.grad is None for parameter in tiny.parameters()) and tiny.training
+
+
+def test_a_fault_inside_a_step_is_said_once_and_training_goes_on(tiny, monkeypatch):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+
+    def broken() -> None:
+        raise RuntimeError("no more addresses")
+
+    monkeypatch.setattr(scope._bindings, "update_gradients", broken)
+    before = tiny.lm_head.weight.detach().clone()
+    with pytest.warns(RuntimeWarning, match="a step was not measured: no more addresses") as said:
+        train(tiny, optimizer, batches(3, 0))
+    assert len(said) == 1 and not torch.equal(before, tiny.lm_head.weight)
+    scope.scope.flush()
+    assert forgetscope.Reader(scope.ring_path).frame("step").empty
+
+
+def test_nothing_of_a_model_is_kept_after_close(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, rules=RULES)
+    scope.close()
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    train(tiny, optimizer, batches(1, 0))
+
+
+def test_addresses_are_handed_over_in_one_call(tiny, monkeypatch):
+    """After the first step only `fgs_rebind` is called, and only where a step is sampled."""
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=2, rules=RULES)
+    train(tiny, optimizer, batches(1, 0))
+    calls = []
+    raw = scope.scope.raw
+
+    class Counting:
+        def __getattr__(self, name: str):
+            calls.append(name)
+            return getattr(raw, name)
+
+    monkeypatch.setattr(scope.scope, "raw", Counting())
+    keep = []
+    for tokens in batches(4, 1):
+        loss_of(tiny, tokens).backward()
+        keep.append([p.grad for p in tiny.parameters()])
+        optimizer.step()
+        optimizer.zero_grad()
+    assert calls == ["fgs_rebind"] * 2
+    assert isinstance(raw, ctypes.CDLL) and all(a is not b for a, b in pairwise(keep))
