@@ -5,7 +5,8 @@
 //! three periods and many collectives are asked for.
 //!
 //! A period that turns out to be a part of a longer one (micro-batches before parameters are gathered, say) breaks after
-//! some collectives: a longer one that it is a part of must explain twice as many. What explains [`PROBATION`] collectives in all is trusted.
+//! some collectives: what it is a part of, or has as a part, must explain twice as many. What explains [`PROBATION`]
+//! collectives in all is trusted.
 
 use super::period::{Event, Identity, Kind, Period};
 use super::repeats::{LONGEST, Repeats};
