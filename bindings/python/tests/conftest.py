@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import forgetscope
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import forgetscope
+
 REPOSITORY = Path(__file__).parents[3]
 # Processes that tests start find the package too.
+if "FGS_LIB" in os.environ:
+    os.environ["FGS_LIB"] = str(Path(os.environ["FGS_LIB"]).resolve())
 os.environ["PYTHONPATH"] = str(REPOSITORY / "bindings/python/src")
 
 
@@ -43,7 +46,9 @@ class Block(nn.Module):
         self.attn.num_heads = heads
         self.attn.q_proj, self.attn.k_proj, self.attn.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.attn.o_proj = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, length, width = x.shape
@@ -110,4 +115,3 @@ def raw_records(path: Path) -> np.ndarray:
     kinds = {name: number for number, name in forgetscope.Reader(path).catalog.kinds.items()}
     records["values"][records["kind"] == kinds["step"], 7] = 0
     return records
-

@@ -7,6 +7,7 @@ from enum import Enum
 
 import pytest
 from conftest import REPOSITORY
+
 from forgetscope import _abi, _library
 
 HEADER = REPOSITORY / "include/forgetscope.h"
@@ -58,9 +59,11 @@ def c_values(tmp_path_factory) -> dict[str, str]:
             place = f"offsetof({name}, {in_c}), sizeof((({name} *)0)->{in_c})"
             lines.append(f'printf("{name}.{field} %zu+%zu\\n", {place});')
         if initialiser := initialisers().get(name):
-            lines.append(f"{{ {name} value = {initialiser}; const unsigned char *bytes = (const unsigned char *)&value;")
+            lines.append(
+                f"{{ {name} value = {initialiser}; const unsigned char *bytes = (const unsigned char *)&value;"
+            )
             lines.append(f'printf("bytes {name} ");')
-            lines.append("for (size_t i = 0; i < sizeof value; i++) printf(\"%02x\", bytes[i]); puts(\"\"); }")
+            lines.append('for (size_t i = 0; i < sizeof value; i++) printf("%02x", bytes[i]); puts(""); }')
     directory = tmp_path_factory.mktemp("c")
     source = directory / "print.c"
     source.write_text(

@@ -2,15 +2,16 @@
 
 import logging
 
-import forgetscope
 import lightning
 import pytest
 import torch
 import transformers
 from conftest import RULES, Tiny, batches, loss_of, records_of
-from forgetscope.callbacks import HuggingFaceCallback, LightningCallback
 from test_probes import MODELS
 from torch.utils.data import DataLoader
+
+import forgetscope
+from forgetscope.callbacks import HuggingFaceCallback, LightningCallback
 
 
 class Texts(torch.utils.data.Dataset):
@@ -129,8 +130,9 @@ def test_trainer_of_lightning(tmp_path):
             loss_fn=lambda model, tokens: loss_of(model.model, tokens),
             **({} if scope else {"every": 1, "rules": RULES}),
         )
-        lightning_trainer(tmp_path, [callback]).fit(module, data[seed], data[seed])
-        lightning_trainer(tmp_path, []).fit(alone, data[seed], data[seed])
+        for trained, callbacks in ((module, [callback]), (alone, [])):
+            torch.manual_seed(4)  # of dropout
+            lightning_trainer(tmp_path, callbacks).fit(trained, data[seed], data[seed])
         scope = callback.scope
     steps = records_of(scope, "step")
     assert steps.step.tolist() == list(range(8)) and steps.task.tolist() == ["prose"] * 4 + ["code"] * 4

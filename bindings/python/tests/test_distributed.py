@@ -6,19 +6,20 @@ import math
 import os
 from pathlib import Path
 
-import forgetscope
 import numpy as np
 import pandas
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import RULES, Tiny, batches, loss_of
-from forgetscope.torch.sharding import Copies, part_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import forgetscope
+from forgetscope.torch.sharding import Copies, part_of
 
 STEPS = 3
 
@@ -132,7 +133,10 @@ def test_ddp_counts_its_copies_once(tmp_path, single):
     check_same([first], single)
     check_same([first, second], single)
     assert forgetscope.Reader(second).frame("gradient").empty
-    assert len(forgetscope.Reader(first).frame("representation")) and forgetscope.Reader(second).frame("representation").empty
+    assert (
+        len(forgetscope.Reader(first).frame("representation"))
+        and forgetscope.Reader(second).frame("representation").empty
+    )
     assert [run.world for run in forgetscope.runs(tmp_path)] == [2, 2]
 
 

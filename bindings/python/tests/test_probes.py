@@ -4,15 +4,16 @@ import copy
 import logging
 import random
 
-import forgetscope
 import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import RULES, batches, loss_of, records_of
-from forgetscope import Scope
 from test_roles import GROUPED, SMALL
 from torch import nn
+
+import forgetscope
+from forgetscope import Scope
 
 MODELS = {
     "gpt2": transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32),
@@ -155,7 +156,7 @@ def test_layers_of_pytorch_and_what_they_attend_to():
         expected = model.eval()(rows)
         model.train()
         outputs = []
-        scope.probe("a", [rows], forward=lambda m, x: outputs.append(m(x)))
+        scope.probe("a", [rows], forward=lambda m, x, outputs=outputs: outputs.append(m(x)))
         assert torch.allclose(outputs[0], expected, atol=1e-5)
         frame = records_of(scope, "attention")
         assert len(frame) == 8 and (frame.entropy > 0).all() and (frame.entropy <= np.log(7) + 1e-6).all()
@@ -234,7 +235,9 @@ def test_a_reference_is_the_mean_of_its_batches(tiny):
     from forgetscope.torch.references import terms_of
 
     labels = torch.tensor([[1, 2, -100, 4], [1, -100, -100, -100]])
-    assert terms_of({"labels": labels}) == 2 and terms_of({"labels": torch.tensor([1, 0])}) == 2 and terms_of(labels) == 0
+    assert (
+        terms_of({"labels": labels}) == 2 and terms_of({"labels": torch.tensor([1, 0])}) == 2 and terms_of(labels) == 0
+    )
     scope = forgetscope.attach(tiny, every=1, rules=RULES)
     with scope.task("a"):
         assert scope.reference("a", iter(batches(9, 1)), loss_of, limit=5, examples=lambda tokens: tokens.numel()) == 5

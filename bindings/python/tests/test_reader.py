@@ -3,10 +3,11 @@
 import threading
 from pathlib import Path
 
-import forgetscope
 import numpy as np
 import pandas
 import pytest
+
+import forgetscope
 from forgetscope import Error, Reader, Scope, Status
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import nn
+
 from forgetscope import Error, HeadLayout, Role, Rule
 from forgetscope.torch import load_rules, measured_parameters
-from torch import nn
 
 SMALL = {
     "hidden_size": 32,
@@ -226,7 +227,9 @@ def test_layers_of_pytorch():
 
 
 def test_encoder_and_decoder_have_layers_of_their_own():
-    config = transformers.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4, vocab_size=64)
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4, vocab_size=64
+    )
     found = {entry.name: entry for entry in measured_parameters(transformers.T5ForConditionalGeneration(config))}
     assert all(entry.is_known for entry in found.values())
     assert found["encoder.block.1.layer.0.SelfAttention.q.weight"].layer == 1
@@ -255,7 +258,9 @@ def test_adapters_keep_the_role_and_the_side_of_the_heads():
 class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stack = nn.ModuleList(nn.ModuleDict({"mixer": nn.Linear(16, 32), "other": nn.Linear(16, 16)}) for _ in range(2))
+        self.stack = nn.ModuleList(
+            nn.ModuleDict({"mixer": nn.Linear(16, 32), "other": nn.Linear(16, 16)}) for _ in range(2)
+        )
 
 
 def test_rules_come_first(tmp_path: Path):

@@ -25,12 +25,14 @@ def test_the_library_and_its_licences_are_inside(wheel):
         names = archive.namelist()
         (metadata,) = (name for name in names if name.endswith("METADATA"))
         fields = email.message_from_bytes(archive.read(metadata))
-    assert {"forgetscope/libforgetscope.so", "forgetscope/py.typed", "forgetscope/torch/attach.py"} <= set(names)
+    assert {"forgetscope/libforgetscope.so", "forgetscope/py.typed", "forgetscope/torch/torch_scope.py"} <= set(names)
     assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} == {"LICENSE-MIT", "LICENSE-APACHE"}
     assert not [name for name in names if "test" in name]
     assert fields["Requires-Python"] == ">=3.10" and fields["License-Expression"] == "MIT OR Apache-2.0"
     assert "# forgetscope" in fields.get_payload()
-    version = next(line for line in (REPOSITORY / "Cargo.toml").read_text().splitlines() if line.startswith("version"))
+    version = next(
+        line for line in (REPOSITORY / "Cargo.toml").read_text().splitlines() if line.startswith('version = "')
+    )
     assert fields["Version"] == version.split('"')[1]
 
 

@@ -102,7 +102,7 @@ def _path(source: Any) -> Path | None:
     if isinstance(source, (str, Path)):
         return Path(source)
     if hasattr(source, "ring_path"):
-        return source.ring_path  # type: ignore[no-any-return]
+        return source.ring_path
     raise invalid(f"source: a {type(source).__name__} is neither a scope nor the path of a ring")
 
 

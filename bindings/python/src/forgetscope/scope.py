@@ -372,8 +372,8 @@ class ProbePass:
     ) -> None:
         """Attention of a layer: probabilities, or query and key as they enter the product.
 
-        `probabilities`: [sequences, heads, queries, keys]. `query`, `key`: [sequences, tokens, heads, width]. `scale` 0:
-        1/√width. `window`: a query sees only so many of the latest keys.
+        `probabilities`: [sequences, heads, queries, keys]. `query`, `key`: [sequences, tokens, heads, width].
+        `scale` 0: 1/√width. `window`: a query sees only so many of the latest keys.
         """
         given = {"probabilities": probabilities, "query": query, "key": key, "log_sum_exp": log_sum_exp}
         views = {name: View.of(tensor) for name, tensor in given.items() if tensor is not None}

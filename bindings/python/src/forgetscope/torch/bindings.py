@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import operator
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,10 @@ from ..watch import Watch
 from .parameters import Measured
 from .sharding import Copies, Part, is_sharded, local, part_of
 
-
 # Of a list of tensors at once: called through `map`, half as long as method calls in a loop take.
 _gradient = operator.attrgetter("grad")
-_address = torch.Tensor.data_ptr
-_is_dense = torch.Tensor.is_contiguous
+_address: Callable[[Any], int] = torch.Tensor.data_ptr
+_is_dense: Callable[[Any], bool] = torch.Tensor.is_contiguous
 
 
 class _Place:

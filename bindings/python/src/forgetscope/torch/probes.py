@@ -284,12 +284,14 @@ class _Capture:
         return 0 if found is None else found.first_head
 
     def _given(self, layer: int, probabilities: torch.Tensor, window: int = 0) -> None:
-        """Probabilities, [sequences, heads, queries, keys]. Early queries of causal attention have few keys to look at."""
+        """Probabilities, [sequences, heads, queries, keys]. In causal attention early queries see few keys."""
         queries, keys = probabilities.shape[2:]
         is_causal = queries == keys > 1 and not bool(probabilities.triu(1).any())
         first_head = self._first_head(layer)
         mask, window = (Mask.CAUSAL, window) if is_causal else (Mask.NONE, 0)
-        self._probe.attention(layer, probabilities=probabilities.contiguous(), mask=mask, window=window, first_head=first_head)
+        self._probe.attention(
+            layer, probabilities=probabilities.contiguous(), mask=mask, window=window, first_head=first_head
+        )
 
     def returned(self, output: Any) -> None:
         """Attention that the model returned by itself."""

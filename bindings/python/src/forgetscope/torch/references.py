@@ -29,7 +29,7 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
     loss = getattr(output, "loss", None)
     if loss is None:
         raise invalid("loss_fn: the model computes no loss from this batch; give loss_fn(model, batch)")
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def on_device(batch: Any, model: nn.Module) -> Any:
@@ -89,9 +89,7 @@ def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _backward(
-    loss: torch.Tensor, parameters: Sequence[nn.Parameter], average: distributed.ProcessGroup | None
-) -> None:
+def _backward(loss: torch.Tensor, parameters: Sequence[nn.Parameter], average: distributed.ProcessGroup | None) -> None:
     if loss.numel() != 1:
         raise invalid(f"loss_fn: it returned a tensor of shape {tuple(loss.shape)}; a single number is needed")
     loss.backward()

@@ -70,7 +70,7 @@ class Part:
         if last - first > 1 or (last > first and math.prod(whole[:first]) > 1):
             raise Error(
                 Status.ERROR_UNSUPPORTED,
-                f"{name}: its part {self.shape} at {self.offset} of {whole} is cut in dimensions that are no neighbours",
+                f"{name}: its part {self.shape} at {self.offset} of {whole} is cut in dimensions far apart",
             )
         inner = [math.prod(whole[k + 1 :]) for k in range(len(whole))]
         start = sum(offset * step for offset, step in zip(self.offset, inner, strict=True))
@@ -103,8 +103,9 @@ def part_of(parameter: torch.Tensor, copies: Copies | None = None) -> Part:
 class Copies:
     """Which of several equal copies of a parameter this process has, so that each counts once.
 
-    There is a copy for each place along the dimensions of its mesh that replicate it (HSDP), along those dimensions of the
-    model's other meshes that it is not on (a norm beside tensor-parallel matrices), and for each process of `outer`.
+    There is a copy for each place along the dimensions of its mesh that replicate it (HSDP), along those dimensions of
+    the model's other meshes that it is not on (a norm beside tensor-parallel matrices), and for each process of
+    `outer`.
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor], outer: tuple[int, int] | None) -> None:

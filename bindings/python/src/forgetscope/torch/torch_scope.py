@@ -341,14 +341,14 @@ class TorchScope:
             what = ", ".join(sorted(map(str, devices or others)))
             raise Error(
                 Status.ERROR_UNSUPPORTED,
-                f"model: its parameters are on {what}; in one process they have to be in host memory or on one CUDA device",
+                f"model: its parameters are on {what}; one process has them in host memory or on one CUDA device",
             )
 
     def _say_unclassified(self) -> None:
         names = ", ".join(self.unclassified[:8]) + (" …" if len(self.unclassified) > 8 else "")
         warnings.warn(
-            f"forgetscope: {len(self.unclassified)} parameters are of no known role and are measured as 'other': {names}. "
-            "Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file of such rules",
+            f"forgetscope: {len(self.unclassified)} parameters are of no known role, and measured as 'other': {names}. "
+            "Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file of them",
             RuntimeWarning,
             stacklevel=4,
         )
