@@ -373,7 +373,6 @@ impl Session {
 
     fn tell(&mut self, news: News) {
         match news {
-            News::Found { .. } => {}
             News::Misfit { expected, seen } => {
                 self.has_layout = false;
                 let (expected, seen) = (shown(&expected), shown(&seen));

@@ -42,8 +42,6 @@ pub enum Verdict {
 /// What people should be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A sequence is followed from now on, the first one or another one than before; `step` is the next step's number.
-    Found { step: u64 },
     /// The buckets that were found, by elements, are not those of the layout, which is not used any more.
     Misfit { expected: Vec<u64>, seen: Vec<u64> },
     /// So many collectives and no period. The latest counts of elements.
@@ -234,7 +232,6 @@ impl Signature {
         self.state = State::Following(following);
         self.generation += 1;
         self.is_hopeless = true;
-        self.news.push(News::Found { step: self.steps });
     }
 }
 
