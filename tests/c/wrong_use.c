@@ -93,9 +93,9 @@ static void check_null_scope(void)
     BAD(fgs_register(NULL, &tensor, &id), FGS_ERROR_NULL, "scope");
     BAD(fgs_bind(NULL, ID, FGS_GRAD, &data), FGS_ERROR_NULL, "scope");
     BAD(fgs_bind_shard(NULL, ID, FGS_GRAD, &data, NULL), FGS_ERROR_NULL, "scope");
-    uint32_t id = ID;
+    const uint32_t known = ID;
     int32_t sampled = 1;
-    BAD(fgs_rebind(NULL, FGS_GRAD, &id, &data.data, 1), FGS_ERROR_NULL, "scope");
+    BAD(fgs_rebind(NULL, FGS_GRAD, &known, &data.data, 1), FGS_ERROR_NULL, "scope");
     BAD(fgs_step_sampled(NULL, &sampled), FGS_ERROR_NULL, "scope");
     CHECK(sampled == 0);
     BAD(fgs_step_sampled(NULL, NULL), FGS_ERROR_NULL, "sampled");
