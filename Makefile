@@ -124,6 +124,11 @@ wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the librar
 test-python: $(SETUP) $(TORCH) lib  ## the tests of the Python package, with PyTorch
 	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m pytest -q bindings/python
 
+lint-python: $(TORCH)  ## format, lints and types of the Python package
+	$(BUILD)/torch/bin/ruff format -q --check --config bindings/python/pyproject.toml bindings/python benches/python_overhead.py
+	$(BUILD)/torch/bin/ruff check -q --config bindings/python/pyproject.toml bindings/python benches/python_overhead.py
+	cd bindings/python && ../../$(BUILD)/torch/bin/mypy
+
 bench-python: $(SETUP) $(TORCH) lib  ## what the Python package adds to a step
 	@FGS_LIB=$(abspath $(BUILD)/lib) PYTHONPATH=bindings/python/src $(BUILD)/torch/bin/python benches/python_overhead.py
 
@@ -178,4 +183,4 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	@touch $@
 
 .PHONY: help demo demo-torch test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
-    bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl install uninstall dist deb wheel test-python bench-python clean
+    bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl install uninstall dist deb wheel test-python lint-python bench-python clean

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What the Python package adds to a step, beyond the calls of the C ABI that every trainer makes: `make bench-python`.
 
-A model of 200 tensors whose gradients get new memory in every step, as `zero_grad(set_to_none=True)` does. The hooks of a
-step are called by themselves, without `fgs_gradients_ready`, which measures: what remains is finding where gradients and
-parameters lie, and saying so. Medians of interleaved rounds; a step of SGD is there to compare with.
+A model of 200 tensors whose gradients get new memory in every step, as `zero_grad(set_to_none=True)` does. The hooks
+of a step are called by themselves, without `fgs_gradients_ready`, which measures: what remains is finding where
+gradients and parameters lie, and saying so. Medians of interleaved rounds; a step of SGD is there to compare with.
 """
 
 from __future__ import annotations

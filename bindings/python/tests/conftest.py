@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forgetscope
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
-import forgetscope
 
 REPOSITORY = Path(__file__).parents[3]
 # Processes that tests start find the package too.

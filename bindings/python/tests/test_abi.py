@@ -7,7 +7,6 @@ from enum import Enum
 
 import pytest
 from conftest import REPOSITORY
-
 from forgetscope import _abi, _library
 
 HEADER = REPOSITORY / "include/forgetscope.h"

@@ -2,16 +2,15 @@
 
 import logging
 
+import forgetscope
 import lightning
 import pytest
 import torch
 import transformers
 from conftest import RULES, Tiny, batches, loss_of, records_of
+from forgetscope.callbacks import HuggingFaceCallback, LightningCallback
 from test_probes import MODELS
 from torch.utils.data import DataLoader
-
-import forgetscope
-from forgetscope.callbacks import HuggingFaceCallback, LightningCallback
 
 
 class Texts(torch.utils.data.Dataset):

@@ -6,20 +6,19 @@ import math
 import os
 from pathlib import Path
 
+import forgetscope
 import numpy as np
 import pandas
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import RULES, Tiny, batches, loss_of
+from forgetscope.torch.sharding import Copies, part_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-import forgetscope
-from forgetscope.torch.sharding import Copies, part_of
 
 STEPS = 3
 

@@ -4,11 +4,10 @@ import json
 import subprocess
 import sys
 
+import forgetscope
 import pytest
 import torch
 from conftest import RULES, batches, loss_of, records_of
-
-import forgetscope
 from forgetscope import Error
 
 

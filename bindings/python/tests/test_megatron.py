@@ -1,8 +1,9 @@
-"""`forgetscope.megatron`, on objects of the shape of Megatron-Core's: flat gradient buffers with their index maps and padded
-buckets, the distributed optimizer's shards with fp32 master copies, tensor-parallel parts, experts, pipeline stages.
+"""`forgetscope.megatron`, on objects of the shape of Megatron-Core's: flat gradient buffers with their index maps and
+padded buckets, the distributed optimizer's shards with fp32 master copies, tensor-parallel parts, experts, pipeline
+stages.
 
-Ranks live side by side in one process: each has its own objects and its own scope, and a reduced gradient. What must hold:
-sums over ranks are those of one rank that has everything.
+Ranks live side by side in one process: each has its own objects and its own scope, and a reduced gradient. What must
+hold: sums over ranks are those of one rank that has everything.
 """
 
 from __future__ import annotations
@@ -273,7 +274,9 @@ def test_distributed_optimizer():
         train(shards[-1], local)
     for shard in shards:
         shard.scope.scope.flush()
-    check_added(shards, alone, {"tensor": ["tensor"], "head": ["tensor", "role", "head"], "role": ["role"], "model": []})
+    check_added(
+        shards, alone, {"tensor": ["tensor"], "head": ["tensor", "role", "head"], "role": ["role"], "model": []}
+    )
 
 
 def test_data_parallel_copies_count_once():
@@ -324,9 +327,7 @@ def test_pipeline_stages_and_shared_embedding():
     model = whole_model()
     config = [Config(), Config()]
     first = start(Chunk(Model(range(1)), config[0]), Parallel(0, 2))
-    last = start(
-        Chunk(Model(range(1, 2), first=False), config[1]), Parallel(1, 2, is_last_of_several_stages=True)
-    )
+    last = start(Chunk(Model(range(1, 2), first=False), config[1]), Parallel(1, 2, is_last_of_several_stages=True))
     for rank, layer in ((first, 0), (last, 1)):
 
         def gradient(name: str, seed: int, layer: int = layer) -> torch.Tensor:

@@ -1,10 +1,9 @@
 """GradScaler and compiled models: gradients are measured as the optimizer applies them."""
 
+import forgetscope
 import pytest
 import torch
 from conftest import RULES, batches, loss_of, records_of
-
-import forgetscope
 
 
 def squares(model: torch.nn.Module) -> float:

@@ -4,16 +4,15 @@ import copy
 import logging
 import random
 
+import forgetscope
 import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import RULES, batches, loss_of, records_of
+from forgetscope import Scope
 from test_roles import GROUPED, SMALL
 from torch import nn
-
-import forgetscope
-from forgetscope import Scope
 
 MODELS = {
     "gpt2": transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32),

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from torch import nn
-
 from forgetscope import Error, HeadLayout, Role, Rule
 from forgetscope.torch import load_rules, measured_parameters
+from torch import nn
 
 SMALL = {
     "hidden_size": 32,

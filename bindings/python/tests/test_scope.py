@@ -4,12 +4,11 @@ import os
 import sys
 from pathlib import Path
 
+import forgetscope
 import numpy as np
 import pytest
 import torch
 from conftest import records_of
-
-import forgetscope
 from forgetscope import Error, Pointer, Scope, Status
 from forgetscope.dlpack import View
 

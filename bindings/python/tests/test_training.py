@@ -4,14 +4,13 @@ import copy
 import ctypes
 from itertools import pairwise
 
+import forgetscope
 import numpy as np
 import pytest
 import torch
 from conftest import RULES, Tiny, batches, loss_of, raw_records, records_of
-from torch import nn
-
-import forgetscope
 from forgetscope import Error, Scope
+from torch import nn
 
 # Sums in fp32 of up to 64 terms and in fp64 above: docs/statistics/README.md.
 RELATIVE = 1e-5

@@ -4,8 +4,8 @@
     log = forgetscope.log_to_tensorboard(scope, writer)      # torch.utils.tensorboard.SummaryWriter
 
 A thread reads the ring and logs what is said of the whole model, by pair of tasks, with the trainer's step.
-`log.close()` waits until everything is logged; it is called by itself when the scope closes or the process ends. Costs
-the trainer nothing but the thread's share of the interpreter: about 20 µs for each sampled step.
+`log.close()` waits until everything is logged; it is called by itself when the process ends. Costs the trainer nothing
+but the thread's share of the interpreter.
 """
 
 from __future__ import annotations

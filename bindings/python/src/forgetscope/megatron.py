@@ -1,7 +1,7 @@
 """The instrument in Megatron-LM (Megatron-Core), without a change to it.
 
     import forgetscope.megatron
-    scope = forgetscope.megatron.attach(model, optimizer)       # after setup_model_and_optimizer: list of chunks, optimizer
+    scope = forgetscope.megatron.attach(model, optimizer)       # after setup_model_and_optimizer: chunks, optimizer
     with scope.task("legal"):
         train(...)                                              # as ever
     with scope.reference("legal"):                              # weights unchanged; each iteration is one batch
@@ -9,10 +9,10 @@
             zero_gradients(); forward_backward(...)
 
 Gradients are read when `config.finalize_model_grads_func` has reduced them, where they lie: in the flat buffers of
-Megatron's DistributedDataParallel. With the distributed optimizer a rank holds the reduced gradient, and the fp32 master
-copy, of a part of each bucket only: that part is bound as a flat range of its parameter, cut wherever Megatron cuts. What
-several ranks hold alike (tensor-parallel replicas, data-parallel copies, shared embeddings of the last pipeline stage) is
-measured once.
+Megatron's DistributedDataParallel. With the distributed optimizer a rank holds the reduced gradient, and the fp32
+master copy, of a part of each bucket only: that part is bound as a flat range of its parameter, cut wherever Megatron
+cuts. What several ranks hold alike (tensor-parallel replicas, data-parallel copies, shared embeddings of the last
+pipeline stage) is measured once.
 
 With tensor parallelism each rank's part of a matrix is a tensor of its own ("…@tp1"), with the numbers that its heads
 have in the whole model: sums over ranks are those of the whole matrix, for heads, roles, layers and the model.
@@ -75,7 +75,7 @@ class Parallel:
     @classmethod
     def of_megatron(cls) -> Parallel:
         try:
-            from megatron.core import parallel_state as state  # type: ignore[import-not-found]
+            from megatron.core import parallel_state as state
         except ImportError as error:
             raise invalid("parallel: Megatron-Core is not installed here; say where this process stands") from error
 
@@ -290,8 +290,19 @@ def _pieces(chunk: Any, config: Any, parallel: Parallel) -> Iterator[Piece]:
             gradient = buffer.grad_data[low:high] if low < high else None
             offset = max(low - start, 0)
             values = parameter.detach().view(-1)[offset : offset + max(high - low, 0)]
-            yield _piece(names[parameter], parameter, config, parallel, tensor, is_expert, layers.get(parameter),
-                         None if is_sharded else data[0], gradient, values, offset)
+            yield _piece(
+                names[parameter],
+                parameter,
+                config,
+                parallel,
+                tensor,
+                is_expert,
+                layers.get(parameter),
+                None if is_sharded else data[0],
+                gradient,
+                values,
+                offset,
+            )
 
 
 def _owned(buffer: Any, bucket: int, data: tuple[int, int]) -> tuple[int, int]:
@@ -348,7 +359,9 @@ def _piece(
         is_part = bool(getattr(parameter, "main_param_sharded", flat.numel() != parameter.numel()))
         master = flat if is_part else flat[offset : offset + values.numel()]
         if master.numel() != values.numel():
-            raise invalid(f"optimizer: the master copy of {name} has {master.numel()} elements, {values.numel()} are owned")
+            raise invalid(
+                f"optimizer: the master copy of {name} has {master.numel()} elements, {values.numel()} are owned"
+            )
     return Piece(
         name=name,
         shape=tuple(parameter.shape),
@@ -434,7 +447,7 @@ def _intercept(
         inner = function
 
     def back() -> None:
-        if type(config) is watched:
+        if config.__class__ is watched:
             config.__class__ = plain
             config.finalize_model_grads_func = inner
 

@@ -6,7 +6,7 @@
         ...
     reader.frame("interference")                         # pandas: values by name, tasks and tensors by name
 
-Costs about 0.5 µs a record, and nothing for the trainer.
+Costs about 1 µs a record, and nothing for the trainer.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ that training goes on bit by bit as if nothing had happened. Compiled code is le
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -25,7 +26,8 @@ def aside(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
         stack.enter_context(same_random_numbers(model))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for parameter in parameters:
                 parameter.grad = None

@@ -63,7 +63,8 @@ def attach(
                   steps, and over that of the task in training when it ends
     forward:      how a probe batch goes through the model, if not `model(**batch)` or `model(batch)`
     replica:      which of several equal copies of the model this process has; only copy 0 is measured. Default: the
-                  rank in torch.distributed, if parameters are no DTensors. 0: each process has another part of the model
+                  rank in torch.distributed, if parameters are no DTensors. 0: each process has another part of the
+                  model
     options:      fields of `fgs_options`: ring_path, include, exclude, ring_slots, budget_bytes, threads, window, …
     """
     return TorchScope(
@@ -136,6 +137,7 @@ class TorchScope:
         if self.unclassified:
             self._say_unclassified()
         self._hooks: StepHooks | None = None
+        self._first_step = 0
         self._grad_scaler = grad_scaler
         if optimizers:
             self.watch(optimizers)
@@ -159,10 +161,11 @@ class TorchScope:
     @property
     def step(self) -> int:
         """Number of the next step. Set it to go on where a checkpoint was made."""
-        return self._hooks.step if self._hooks is not None else 0
+        return self._hooks.step if self._hooks is not None else self._first_step
 
     @step.setter
     def step(self, number: int) -> None:
+        self._first_step = number
         if self._hooks is not None:
             self._hooks.step = number
 
