@@ -18,7 +18,8 @@ namespace mpi_trainer {
 class Instrument {
  public:
   // Gradients are measured where they are reduced: all of them on the first rank, or each rank its part.
-  explicit Instrument(const Reduction& reduction) {
+  // `flush`: every step waits for its records, so that none is left out.
+  Instrument(const Reduction& reduction, bool flush) : flush_(flush) {
     say(fgs_open(nullptr, &scope_));
     for (const Bucket& bucket : reduction.buckets())
       for (const Placed& placed : bucket.tensors) add(bucket, placed, reduction);
@@ -31,7 +32,10 @@ class Instrument {
   void task_end() { say(fgs_task_end(scope_)); }
   void step_begin(std::uint64_t step) { say(fgs_step_begin(scope_, step)); }
   void gradients_ready() { say(fgs_gradients_ready(scope_, 1.0, 0, nullptr)); }
-  void step_end() { say(fgs_step_end(scope_, 1, nullptr)); }
+  void step_end() {
+    say(fgs_step_end(scope_, 1, nullptr));
+    if (flush_) say(fgs_flush(scope_));
+  }
 
  private:
   // Training goes on whatever the instrument says.
@@ -85,6 +89,7 @@ class Instrument {
     say(fgs_bind_shard(scope_, id, FGS_PARAM, &value, &shard));
   }
 
+  const bool flush_;
   fgs_scope* scope_ = nullptr;
 };
 
@@ -97,7 +102,7 @@ namespace mpi_trainer {
 // Nothing.
 class Instrument {
  public:
-  explicit Instrument(const Reduction&) {}
+  Instrument(const Reduction&, bool) {}
   void task_begin(const std::string&) {}
   void task_end() {}
   void step_begin(std::uint64_t) {}

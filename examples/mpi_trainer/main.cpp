@@ -33,7 +33,7 @@ class Trainer {
       : options_(options),
         model_(options.model, Random::keyed(options.seed, Stream::weights).next()),
         reduction_(options_, model_),
-        instrument_(reduction_),
+        instrument_(reduction_, options.flush != 0),
         // Every rank has the same losses; one of them writes.
         losses_(reduction_.rank() == 0 ? options.losses : "") {
     for (const trainer::TaskFile& task : options.tasks) tasks_.emplace_back(task.name, task.path, options.model.context);

@@ -30,6 +30,7 @@ struct Options {
   int steps = 100;
   int bucket_bytes = 1 << 20;
   int eval_batches = 4;
+  int flush = 0;
   std::uint64_t seed = 1;
   std::string losses, layout;
   bool help = false;
@@ -68,6 +69,7 @@ inline std::vector<trainer::Flag> all_flags(Options& o) {
       choice_flag("--collective", "how gradients are reduced", o.collective,
                   {"allreduce", "iallreduce", "reduce_scatter"}),
       choice_flag("--waiting", "how iallreduce is waited for", o.waiting, {"all", "each", "any", "some", "test"}),
+      number_flag("--flush", "1: wait until each step's records are written; with forgetscope only", o.flush, 0, 1),
       number_flag("--seed", "of weights and batches", o.seed, std::uint64_t{0}, UINT64_MAX),
       {"--losses", "FILE", "write every loss as exact text (hexadecimal floating point)",
        [&o](const std::string& text) { o.losses = text; }, ""},

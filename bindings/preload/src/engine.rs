@@ -317,6 +317,10 @@ impl Session {
             // SAFETY: as above, after parameters were gathered.
             let ended = unsafe { self.instrument.step_end(buffer.stream) };
             self.complain(ended);
+            if is_sampled && self.settings.flush {
+                let flushed = self.instrument.flush();
+                self.complain(flushed);
+            }
         }
     }
 

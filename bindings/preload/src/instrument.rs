@@ -213,6 +213,12 @@ impl Instrument {
         check(unsafe { abi::fgs_set_every(self.scope, every) })
     }
 
+    /// Waits until everything is in the ring.
+    pub fn flush(&self) -> Outcome {
+        // SAFETY: the scope is open.
+        check(unsafe { abi::fgs_flush(self.scope) })
+    }
+
     pub fn close(self) {
         // SAFETY: the scope is open and not used afterwards.
         unsafe { abi::fgs_close(self.scope) };

@@ -24,6 +24,8 @@ pub struct Settings {
     pub scale: f64,
     /// Gathered buffers are parameters that stay where they are.
     pub parameters: bool,
+    /// After a sampled step, training waits until its records are written.
+    pub flush: bool,
     /// In front of the names of all tensors.
     pub prefix: Option<String>,
     /// Which task begins at which step.
@@ -51,10 +53,10 @@ impl Settings {
                 _ => return Err(format!("FGS_PRELOAD_SCALE: '{text}' is not a finite number above zero")),
             },
         };
-        let parameters = match text("FGS_PRELOAD_PARAMETERS").as_deref() {
-            None | Some("0") => false,
-            Some("1") => true,
-            Some(text) => return Err(format!("FGS_PRELOAD_PARAMETERS: '{text}' is neither 0 nor 1")),
+        let switch = |name: &str| match text(name).as_deref() {
+            None | Some("0") => Ok(false),
+            Some("1") => Ok(true),
+            Some(text) => Err(format!("{name}: '{text}' is neither 0 nor 1")),
         };
         let layout = match text("FGS_PRELOAD_LAYOUT") {
             None => None,
@@ -66,7 +68,8 @@ impl Settings {
             step: number("FGS_PRELOAD_STEP", 1, crate::signature::LONGEST as u64)?.map(|step| step as usize),
             layout,
             scale,
-            parameters,
+            parameters: switch("FGS_PRELOAD_PARAMETERS")?,
+            flush: switch("FGS_PRELOAD_FLUSH")?,
             prefix: text("FGS_PRELOAD_PREFIX"),
             tasks: tasks(text("FGS_PRELOAD_TASK"), text("FGS_PRELOAD_TASKS"))?,
         })
@@ -121,6 +124,7 @@ mod tests {
             ("FGS_PRELOAD_SCALE", "-1"),
             ("FGS_PRELOAD_SCALE", "nan"),
             ("FGS_PRELOAD_PARAMETERS", "yes"),
+            ("FGS_PRELOAD_FLUSH", "2"),
             ("FGS_PRELOAD_TASKS", "legal"),
             ("FGS_PRELOAD_TASKS", "@5"),
             ("FGS_PRELOAD_TASKS", "a@1,b@1"),

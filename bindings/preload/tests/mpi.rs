@@ -25,6 +25,8 @@ fn sized_plan(mpi: Mpi, program: &str, ranks: usize, collective: &str, steps: &s
     let plan = Plan::new(mpi, mpi.trainer(program), ranks);
     let losses = plan.directory().join("losses");
     let plan = plan.variable("FGS_EVERY", "5").variable("FGS_START_STEP", START.to_string());
+    // On a busy machine steps would be left out.
+    let plan = plan.variable("FGS_PRELOAD_FLUSH", "1").arguments(["--flush", "1"]);
     let plan = plan.arguments(["--task", "prose=docs/ring.md", "--task", "code=examples/trainer/model.cpp"]);
     let plan = plan.arguments(["--batch", "2", "--context", "32", "--width", "32", "--heads", "4", "--layers", "2"]);
     let plan = plan.arguments(["--bucket-bytes", "20000", "--steps", steps, "--collective", collective]);
@@ -196,7 +198,12 @@ fn scattered_gradients_and_gathered_parameters_are_those_of_the_linked_program()
 fn other_communicators_are_left_out() {
     for mpi in Mpi::ALL {
         let run = Plan::new(mpi, mpi.program("split"), 4).preloaded().variable("FGS_PRELOAD_RANKS", "2");
-        let run = run.variable("FGS_EVERY", "1").variable("FGS_PRELOAD_TASK", "a").run().succeeded();
+        let run = run
+            .variable("FGS_EVERY", "1")
+            .variable("FGS_PRELOAD_FLUSH", "1")
+            .variable("FGS_PRELOAD_TASK", "a")
+            .run()
+            .succeeded();
         let names = |first: usize| (0..3).map(|n| format!("rank{first}.bucket.{n}")).collect::<Vec<_>>();
         for (rank, first) in [(0, 0), (1, 1), (2, 0), (3, 1)] {
             assert_eq!(run.ranks[rank].tensors, names(first), "{mpi:?}, rank {rank}");
@@ -219,7 +226,8 @@ fn failures_are_the_trainers_own() {
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         let without = plan().run().succeeded();
-        let measured = plan().preloaded().variable("FGS_EVERY", "1").run().succeeded();
+        let measured =
+            plan().preloaded().variable("FGS_EVERY", "1").variable("FGS_PRELOAD_FLUSH", "1").run().succeeded();
         assert_eq!(calls(&without).len(), 11, "{}", without.said);
         assert_eq!(calls(&without), calls(&measured));
         // Steps of an all-reduce, a reduce-scatter of one rank, and nothing of the calls that failed.

@@ -1,7 +1,8 @@
 """Tensors of any library as `fgs_dltensor`, without a copy.
 
 NumPy arrays are described directly, everything else (PyTorch, JAX, CuPy, …) through its `__dlpack__`, and memory that
-belongs to no such object through `Pointer`. Costs some microseconds; in every step use `Scope.rebind`, which takes addresses.
+belongs to no such object through `Pointer`. Costs some microseconds; in every step use `Scope.rebind`, which takes
+addresses.
 """
 
 from __future__ import annotations

@@ -449,7 +449,7 @@ def _intercept(
     def back() -> None:
         if config.__class__ is watched:
             config.__class__ = plain
-            config.finalize_model_grads_func = inner
+            vars(config)["finalize_model_grads_func"] = inner
 
     watched = type(plain.__name__, (plain,), {"finalize_model_grads_func": property(get, put)})
     config.__class__ = watched
