@@ -92,17 +92,9 @@ inline void print_help() {
 
 inline Options parse_options(int argc, char** argv) {
   Options options;
-  const std::vector<trainer::Flag> flags = all_flags(options);
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    if (name == "--help" || name == "-h") {
-      options.help = true;
-      return options;
-    }
-    const auto flag = std::find_if(flags.begin(), flags.end(), [&](const auto& f) { return f.name == name; });
-    if (flag == flags.end()) throw std::runtime_error("There is no flag '" + name + "'; see --help.");
-    if (i + 1 == argc) throw std::runtime_error(name + " needs a value; see --help.");
-    flag->set(argv[++i]);
+  if (!trainer::detail::take_flags(argc, argv, all_flags(options))) {
+    options.help = true;
+    return options;
   }
   if (options.tasks.empty()) throw std::runtime_error("Give at least one --task NAME=FILE; see --help.");
   if (options.model.width % options.model.heads != 0)

@@ -3,16 +3,15 @@
 //! Never waits. A command that comes is copied and checked at once; it is handed over when its step has come, and answered
 //! when it was carried out. A newer request takes the place of one that still waits: clients send `Cancel` so.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use super::command::{Answer, Command, Status};
 use super::error::ControlError;
 use super::page::{Identity, LONGEST_NAME, PAGE_BYTES, page_path, read_text, state, word, write_identity, write_text};
-use crate::ring::{Access, Map, load_acquire, obtain};
+use crate::ring::{Access, Map, create_private, load_acquire, obtain};
 
 /// The server of one page.
 #[derive(Debug)]
@@ -34,14 +33,7 @@ impl Server {
             let path = path.clone();
             move |source| ControlError::Io { action, path, source }
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(failed("create"))?;
+        let file = create_private(&path).map_err(failed("create"))?;
         let page = Self::map(&file).map_err(failed("map")).inspect_err(|_| drop(fs::remove_file(&path)))?;
         write_identity(&page, identity);
         Ok(Self { path, page, seen: 0, waiting: None, pid: std::process::id() })

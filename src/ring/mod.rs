@@ -62,7 +62,7 @@ pub use header::Header;
 pub use layout::{COUNTERS, DEFAULT_CATALOG_BYTES, DEFAULT_SLOTS, HEADER_BYTES, LAYOUT_VERSION, MAGIC, SLOT_BYTES};
 pub(crate) use map::{Access, Map};
 pub use os::monotonic_ns;
-pub(crate) use os::{Process, obtain};
+pub(crate) use os::{Process, create_private, obtain};
 pub use reader::{Poll, Reader, WriterState};
 pub use record::{NONE16, NONE32, RECORD_WORDS, Record, VALUES};
 pub(crate) use sync::load_acquire;

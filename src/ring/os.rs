@@ -1,9 +1,11 @@
-//! What the ring asks of the kernel beside memory: two clocks, random bytes, room in a file, and whether a process still
+//! What the ring asks of the kernel beside memory: two clocks, random bytes, files and their room, and whether a process still
 //! lives.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`: the clock of every record and heartbeat, the same for all processes of a machine.
 #[inline]
@@ -31,6 +33,17 @@ pub(super) fn random_bytes() -> io::Result<[u8; 16]> {
     let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     // Requests of up to 256 bytes are never cut short.
     if filled == bytes.len() as isize { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Creates a file that only its owner may read and write. One that is already there, symbolic links included, is an error.
+pub(crate) fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
 }
 
 /// Obtains the blocks behind a range of a file, so that stores to its mapping cannot fail.

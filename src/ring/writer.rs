@@ -7,9 +7,8 @@
 //! One thread publishes at a time (`&mut self`); counters may be raised by all. A process that forks must not publish
 //! from the child: the mapping is shared with the parent, and two producers would tear each other's records.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -82,17 +81,10 @@ impl Writer {
     pub fn create(options: &WriterOptions) -> Result<Self, RingError> {
         let geometry = Geometry::new(options.slots, options.catalog_bytes)?;
         let path = options.path.clone();
-        let descriptor = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::AlreadyExists => RingError::Exists { path: path.clone() },
-                _ => failed("create", &path, source),
-            })?;
+        let descriptor = os::create_private(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => RingError::Exists { path: path.clone() },
+            _ => failed("create", &path, source),
+        })?;
         Self::initialise(options, geometry, descriptor).inspect_err(|_| {
             // Nobody can read an unfinished ring, and the error at hand matters more than one from here.
             let _ = fs::remove_file(&path);
