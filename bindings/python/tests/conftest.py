@@ -99,7 +99,7 @@ RULES = [
 
 def records_of(scope: Any, kind: str) -> Any:
     """A kind of the records of a scope, as a DataFrame; no fault may be among all of them."""
-    getattr(scope, "scope", scope).flush()
+    scope.flush()
     reader = forgetscope.Reader(scope.ring_path)
     faults = reader.frame("fault")
     assert faults.empty, faults

@@ -59,7 +59,7 @@ def two_tasks(model: nn.Module, part: slice, **options) -> Path:
                 loss_of(model, tokens[part]).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                scope.scope.flush()
+                scope.flush()
             scope.reference(task, [tokens[part] for tokens in data_of(10 + seed)], loss_of, examples=8)
             scope.probe("a", batches(1, 20, sequences=16, vocabulary=15))
     scope.close()

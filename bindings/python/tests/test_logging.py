@@ -18,12 +18,12 @@ def train(scope: forgetscope.TorchScope, model, optimizer) -> None:
                 loss_of(model, tokens).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                scope.scope.flush()
+                scope.flush()
             scope.reference(task, batches(3, 5), loss_of)
             for other in ("prose", "code"):
                 scope.record_loss(other, 1.0 + seed)
             scope.record_eval("prose", "accuracy", 0.5, higher_is_better=True)
-    scope.scope.flush()
+    scope.flush()
 
 
 def expected(scope) -> dict[str, list[tuple[int, float]]]:

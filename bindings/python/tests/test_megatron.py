@@ -192,7 +192,7 @@ def train(rank: Rank, gradient_of: Any, steps: int = 3) -> None:
             for step in range(steps):
                 backward(100 * task + step)
                 assert rank.optimizer.step() == (True, 1.0, None)
-                rank.scope.scope.flush()
+                rank.scope.flush()
             with rank.scope.reference(name, examples=8):
                 for batch in range(4):
                     backward(1000 + 100 * task + batch)
@@ -273,7 +273,7 @@ def test_distributed_optimizer():
 
         train(shards[-1], local)
     for shard in shards:
-        shard.scope.scope.flush()
+        shard.scope.flush()
     check_added(
         shards, alone, {"tensor": ["tensor"], "head": ["tensor", "role", "head"], "role": ["role"], "model": []}
     )

@@ -30,7 +30,7 @@ def test_loss_scales_are_taken_out(tiny, fused, unscaled):
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        scope.scope.flush()
+        scope.flush()
     steps = records_of_all(scope)
     # Without fusing the scaler does not call the optimizer at all.
     assert steps.step.tolist() == list(range(6 if fused else 5))
@@ -48,7 +48,7 @@ def frame(scope, kind):
 
 def records_of_all(scope):
     """The non-finite step is a fault, and is meant here."""
-    scope.scope.flush()
+    scope.flush()
     return frame(scope, "step")
 
 
@@ -67,7 +67,7 @@ def test_compiled_models_have_the_same_names_and_numbers(tiny, backend):
                 loss_of(run, tokens).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                scope.scope.flush()
+                scope.flush()
             scope.probe("a", batches(1, 4, sequences=16))
             scope.reference("a", batches(2, 5), loss_of)
         gradients = records_of(scope, "gradient")

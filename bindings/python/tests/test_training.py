@@ -177,7 +177,7 @@ def test_records_are_those_of_the_c_functions_bit_by_bit(tiny):
     torch.manual_seed(1)
     optimizer = torch.optim.AdamW(tiny.parameters(), lr=1e-2)
     with forgetscope.attach(tiny, optimizer, every=1, threads=2, rules=RULES) as scope:
-        scope._hooks.after_step(lambda _: scope.scope.flush())
+        scope._hooks.after_step(lambda _: scope.flush())
         scope.task_begin("a")
         for tokens in batches(4, 0):
             loss_of(tiny, tokens).backward()
@@ -211,7 +211,7 @@ def test_gradients_that_move_come_and_go(tiny):
                 parameter.data = parameter.data.clone()
         expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters() if p.grad is not None))
         optimizer.step()
-        scope.scope.flush()
+        scope.flush()
     found = records_of(scope, "gradient").query("level == 'model'")
     assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
     assert (records_of(scope, "update").query("level == 'model'").updates > 0).sum() == 8
@@ -228,7 +228,7 @@ def test_a_parameter_may_change_its_type(tiny):
         loss_of(tiny, tokens).backward()
         expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters()))
         optimizer.step()
-        scope.scope.flush()
+        scope.flush()
     found = records_of(scope, "gradient").query("level == 'model'")
     assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
 
@@ -249,7 +249,7 @@ def test_a_closure_is_measured_after_its_first_evaluation(tiny, kind):
             return loss
 
         assert isinstance(optimizer.step(closure), torch.Tensor)
-        scope.scope.flush()
+        scope.flush()
     found = records_of(scope, "gradient").query("level == 'model'")
     assert found.squares.tolist() == pytest.approx([step[0] for step in evaluations], rel=RELATIVE)
     assert all((len(step) > 1) == (kind is torch.optim.LBFGS) for step in evaluations)
@@ -265,7 +265,7 @@ def test_several_optimizers_make_one_step(tiny):
         if number != 2:  # one may be left out
             rest.step()
         tiny.zero_grad()
-        scope.scope.flush()
+        scope.flush()
     assert records_of(scope, "step").step.tolist() == [0, 1, 2, 3]
     groups = {entry.name: entry.group for entry in forgetscope.Reader(scope.ring_path).catalog.tensors.values()}
     assert [groups[f"layers.{n}.norm1.weight"] for n in range(2)] == [0, 1] and groups["lm_head.weight"] == 2
@@ -278,7 +278,7 @@ def test_steps_are_numbered_on(tiny):
         optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
         scope.watch(optimizer)
         train(tiny, optimizer, batches(3, 0))
-    scope.scope.flush()
+    scope.flush()
     assert records_of(scope, "step").step.tolist() == [100, 102, 104] and scope.step == 106
     scope.every(0)
     train(tiny, optimizer, batches(3, 0))
@@ -333,7 +333,7 @@ def test_a_fault_inside_a_step_is_said_once_and_training_goes_on(tiny, monkeypat
     with pytest.warns(RuntimeWarning, match="a step was not measured: no more addresses") as said:
         train(tiny, optimizer, batches(3, 0))
     assert len(said) == 1 and not torch.equal(before, tiny.lm_head.weight)
-    scope.scope.flush()
+    scope.flush()
     assert forgetscope.Reader(scope.ring_path).frame("step").empty
 
 

@@ -29,13 +29,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ._abi import Data, HeadLayout, Role, Shard
 from ._library import invalid
+from .attached import Attached
 from .scope import Scope
 from .watch import Watch
 
@@ -118,7 +118,7 @@ def attach(
     return MegatronScope(model, optimizer, config, parallel or Parallel.of_megatron(), options)
 
 
-class MegatronScope:
+class MegatronScope(Attached):
     """What `attach` gives. Close it before the buffers are freed."""
 
     def __init__(self, model: Any, optimizer: Any, config: Any, parallel: Parallel, options: dict[str, Any]) -> None:
@@ -127,8 +127,7 @@ class MegatronScope:
             raise invalid("model: pass the chunks that are wrapped in Megatron's DistributedDataParallel")
         self._config = config or _config(chunks[0])
         self._optimizer, self._watch = optimizer, Watch()
-        self.scope = Scope(**{"rank": parallel.rank, "world_size": parallel.world, **options})
-        """The scope below, for what only it can do."""
+        super().__init__(Scope(**{"rank": parallel.rank, "world_size": parallel.world, **options}))
         self.step = 0
         """Number of the next step. Set it to go on where a checkpoint was made."""
         self.unclassified: list[str] = []
@@ -148,31 +147,18 @@ class MegatronScope:
         self._update = optimizer.step
         optimizer.step = self._updated
 
-    @property
-    def ring_path(self) -> Path | None:
-        """File of the ring, for `Reader`; None if the instrument is disabled."""
-        return self.scope.ring_path
-
     def close(self) -> None:
         """Takes the hooks out and closes the scope; the ring stays."""
         self._unhook()
         self._optimizer.step = self._update
         self.scope.close()
 
-    def __enter__(self) -> MegatronScope:
-        return self
+    def task_begin(self, name: str) -> None:
+        self.scope.task_begin(name)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @contextmanager
-    def task(self, name: str) -> Iterator[None]:
-        """Training of a task. Its snapshot is kept at the end."""
-        with self.scope.task(name):
-            try:
-                yield
-            finally:
-                self.scope.snapshot(stream=self._stream())
+    def task_end(self) -> None:
+        self.scope.snapshot(stream=self._stream())
+        self.scope.task_end()
 
     @contextmanager
     def reference(self, task: str, *, examples: int = 0) -> Iterator[None]:

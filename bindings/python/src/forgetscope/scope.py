@@ -35,13 +35,14 @@ from ._abi import (
 from ._library import invalid, library
 from .dlpack import View, stream_handle
 from .names import member
+from .session import Session
 
 
 def _encode(text: str | os.PathLike[str] | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
-class Scope:
+class Scope(Session):
     """An open instrument. Options that are not given keep the library's defaults (docs/configuration.md).
 
     A context manager: `with Scope(run="study") as scope:` closes it at the end. A scope that is not closed is closed
@@ -86,12 +87,6 @@ class Scope:
     def disabled(self) -> bool:
         """Whether `FGS_DISABLE=1` made every call do nothing."""
         return self.ring_path is None
-
-    def __enter__(self) -> Scope:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Publishes what is waiting and ends the threads. The ring's file stays."""
@@ -194,15 +189,6 @@ class Scope:
             self._bound.pop((number, source), None)
 
     # Tasks
-
-    @contextmanager
-    def task(self, name: str) -> Iterator[None]:
-        """Training of a task: `with scope.task("legal"):`. At the end its snapshot is kept."""
-        self.task_begin(name)
-        try:
-            yield
-        finally:
-            self.task_end()
 
     def task_begin(self, name: str) -> None:
         self._call("task_begin", name.encode())

@@ -15,9 +15,7 @@ Training is the same, bit by bit, with and without it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from torch import distributed, nn
 
 from .._abi import Status
 from .._library import Error, invalid
+from ..attached import Attached
 from ..scope import Scope
 from ..watch import Watch
 from .bindings import Bindings
@@ -82,7 +81,7 @@ def attach(
     )
 
 
-class TorchScope:
+class TorchScope(Attached):
     """What `attach` gives. A context manager; closed with the process at the latest."""
 
     def __init__(
@@ -115,8 +114,7 @@ class TorchScope:
         if replica is not None:
             outer = replica, replica + 1
         optimizers = _optimizers(optimizer)
-        self.scope = Scope(**options)
-        """The scope below, for what only it can do."""
+        super().__init__(Scope(**options))
         try:
             copies = Copies(model.parameters(), outer)
             self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
@@ -170,11 +168,6 @@ class TorchScope:
             self._hooks.step = number
 
     @property
-    def ring_path(self) -> Path | None:
-        """File of the ring, for `Reader`; None if the instrument is disabled."""
-        return self.scope.ring_path
-
-    @property
     def tensors(self) -> dict[str, int]:
         """Ids of what is measured, by name."""
         return dict(self._bindings.ids)
@@ -186,22 +179,7 @@ class TorchScope:
             self._hooks = None
         self.scope.close()
 
-    def __enter__(self) -> TorchScope:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # Tasks
-
-    @contextmanager
-    def task(self, name: str) -> Iterator[None]:
-        """Training of a task: `with scope.task("legal"):`. Its snapshot is kept at the end."""
-        self.task_begin(name)
-        try:
-            yield
-        finally:
-            self.task_end()
 
     def task_begin(self, name: str) -> None:
         self.scope.task_begin(name)
@@ -256,18 +234,6 @@ class TorchScope:
         if not self.scope.disabled:
             self._bindings.update_parameters()
             self.scope.snapshot(task, stream=self._stream())
-
-    def record_loss(self, task: str, value: float) -> None:
-        """The loss of a task on held-out data, at the weights of now."""
-        self.scope.record_loss(task, float(value))
-
-    def record_eval(self, task: str, metric: str, value: float, *, higher_is_better: bool) -> None:
-        """Another metric of a task on held-out data."""
-        self.scope.record_eval(task, metric, float(value), higher_is_better=higher_is_better)
-
-    def every(self, steps: int) -> None:
-        """Samples every so many steps from now on; 0: none."""
-        self.scope.every(steps)
 
     # Looks at the model
 

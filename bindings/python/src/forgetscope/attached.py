@@ -1,0 +1,37 @@
+"""What every instrument offers that is attached to a trainer, whichever trainer it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .scope import Scope
+from .session import Session
+
+
+class Attached(Session):
+    """A scope whose tensors are bound and whose steps are hooked by the package."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        """The scope below, for what only it can do."""
+
+    @property
+    def ring_path(self) -> Path | None:
+        """File of the ring, for `Reader`; None if the instrument is disabled."""
+        return self.scope.ring_path
+
+    def record_loss(self, task: str, value: float) -> None:
+        """The loss of a task on held-out data, at the weights of now."""
+        self.scope.record_loss(task, float(value))
+
+    def record_eval(self, task: str, metric: str, value: float, *, higher_is_better: bool) -> None:
+        """Another metric of a task on held-out data."""
+        self.scope.record_eval(task, metric, float(value), higher_is_better=higher_is_better)
+
+    def every(self, steps: int) -> None:
+        """Samples every so many steps from now on; 0: none."""
+        self.scope.every(steps)
+
+    def flush(self) -> None:
+        """Waits until everything handed over so far is in the ring."""
+        self.scope.flush()

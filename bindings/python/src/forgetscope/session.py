@@ -1,0 +1,39 @@
+"""What can be entered: a `with` block for the instrument's life, and one for each task that is trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Session(ABC):
+    """A context manager that is closed at its end, with tasks in it."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def task_begin(self, name: str) -> None: ...
+
+    @abstractmethod
+    def task_end(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """Training of a task: `with scope.task("legal"):`. At the end its snapshot is kept."""
+        self.task_begin(name)
+        try:
+            yield
+        finally:
+            self.task_end()
