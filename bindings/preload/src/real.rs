@@ -117,7 +117,15 @@ impl Real {
     }
 }
 
-/// Calls the function behind a [`Real`]: `call!(REAL as (types) -> type, otherwise, arguments…)`.
+/// A name of a function with what stands before it and a terminating NUL.
+pub const fn c_name(terminated: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(terminated.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => panic!("a name ends with its only NUL"),
+    }
+}
+
+/// Calls the function behind a [`Real`]: `call!(REAL, status where there is none, (arguments): (types))`.
 macro_rules! call {
     ($real:expr, $missing:expr, ($($argument:expr),* $(,)?) : ($($type:ty),* $(,)?)) => {{
         let address = $real.address();
@@ -133,5 +141,28 @@ macro_rules! call {
     }};
 }
 pub(crate) use call;
+
+/// Defines functions that stand before those of a library. `library`, what stands before the other name of each (MPI's
+/// `P`), and the status where the library is not there; then, as in C's declaration, name and arguments, and what is done:
+/// an expression of the closure that makes the real call.
+macro_rules! interpose {
+    ($library:expr, $twin:literal, $missing:expr; $(
+        fn $name:ident($($argument:ident: $type:ty),* $(,)?) => |$real:ident| $body:expr;
+    )*) => { $(
+        /// # Safety
+        /// As for the library's own function of this name.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $name($($argument: $type),*) -> std::ffi::c_int {
+            static REAL: Real = Real::new(
+                $library,
+                c_name(concat!(stringify!($name), "\0")),
+                Some(c_name(concat!($twin, stringify!($name), "\0"))),
+            );
+            let $real = || call!(REAL, $missing, ($($argument),*): ($($type),*));
+            $body
+        }
+    )* };
+}
+pub(crate) use interpose;
 
 const _: () = assert!(size_of::<*const c_char>() == 8, "handles are passed through as 64 bits");

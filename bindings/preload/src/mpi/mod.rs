@@ -12,21 +12,14 @@ use std::ops::Range;
 
 use crate::boundary::{around, is_on, quietly};
 use crate::engine::{self, Buffer, Collective, Ticket};
-use crate::real::{Library, Real, call};
+use crate::real::{Library, Real, c_name, call, interpose};
 use crate::signature::Kind;
 use crate::watch;
 use handles::{Handle, Handles, member};
+use requests::settle;
 
 /// MPI_ERR_OTHER, near enough: returned where there is no MPI to call.
 const MISSING: c_int = 16;
-
-/// The next definition of a function, else MPI's own under its other name.
-macro_rules! real {
-    ($name:literal, $twin:literal) => {{
-        static REAL: Real = Real::new(Library::Mpi, $name, Some($twin));
-        &REAL
-    }};
-}
 
 /// A collective was called: `count` elements of `datatype` in all, of which `local` are at `address`.
 fn issued(
@@ -62,7 +55,7 @@ fn reduced(
         watch::left_out(0);
         return None;
     }
-    let count = count.max(0) as u64;
+    let count = elements(count);
     issued(Kind::Reduce, communicator, datatype, count, 0..count, address, is_complete)
 }
 
@@ -85,297 +78,120 @@ fn gathered(count: u64, datatype: Handle, communicator: Handle, address: *const 
     issued(Kind::Gather, communicator, datatype, count, 0..count, address, true);
 }
 
+/// A reduction that goes on until `request` has completed.
+///
 /// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Allreduce(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: c_int,
-    datatype: Handle,
-    op: Handle,
-    communicator: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Allreduce", c"PMPI_Allreduce"), MISSING, (send, receive, count, datatype, op, communicator):
-            (*const c_void, *mut c_void, c_int, Handle, Handle, Handle))
-    };
-    around(real, || _ = reduced(count, datatype, op, communicator, receive, true))
+/// `request` must point to the request that the real function has written.
+unsafe fn started(request: *const c_void, reduced: impl FnOnce(bool) -> Option<Ticket>) {
+    // SAFETY: the caller's promise. One that is null already is complete.
+    let pending = unsafe { Handles::get().request(request, 0) };
+    let ticket = reduced(pending.is_none());
+    if let (Some(pending), Some(ticket)) = (pending, ticket) {
+        requests::keep(pending, ticket);
+    }
 }
 
+/// Parts of all ranks that are gathered next to one another, in order of rank; otherwise it is not one buffer.
+///
 /// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Iallreduce(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: c_int,
-    datatype: Handle,
-    op: Handle,
-    communicator: Handle,
-    request: *mut c_void,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Iallreduce", c"PMPI_Iallreduce"), MISSING,
-            (send, receive, count, datatype, op, communicator, request):
-            (*const c_void, *mut c_void, c_int, Handle, Handle, Handle, *mut c_void))
-    };
-    around(real, || {
-        // SAFETY: the real function has written the request. One that is null already is complete.
-        let pending = unsafe { Handles::get().request(request, 0) };
-        let ticket = reduced(count, datatype, op, communicator, receive, pending.is_none());
-        if let (Some(pending), Some(ticket)) = (pending, ticket) {
-            requests::keep(pending, ticket);
-        }
-    })
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Reduce_scatter(
-    send: *const c_void,
-    receive: *mut c_void,
-    counts: *const c_int,
-    datatype: Handle,
-    op: Handle,
-    communicator: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Reduce_scatter", c"PMPI_Reduce_scatter"), MISSING,
-            (send, receive, counts, datatype, op, communicator):
-            (*const c_void, *mut c_void, *const c_int, Handle, Handle, Handle))
-    };
-    // SAFETY: there is a count for each rank, or the real function would have failed.
-    let of_rank = |rank: u32| unsafe { *counts.add(rank as usize) }.max(0) as u64;
-    around(real, || scattered(of_rank, datatype, op, communicator, receive))
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Reduce_scatter_block(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: c_int,
-    datatype: Handle,
-    op: Handle,
-    communicator: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Reduce_scatter_block", c"PMPI_Reduce_scatter_block"), MISSING,
-            (send, receive, count, datatype, op, communicator):
-            (*const c_void, *mut c_void, c_int, Handle, Handle, Handle))
-    };
-    around(real, || scattered(|_| count.max(0) as u64, datatype, op, communicator, receive))
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Allgather(
-    send: *const c_void,
-    send_count: c_int,
-    send_type: Handle,
-    receive: *mut c_void,
-    count: c_int,
-    datatype: Handle,
-    communicator: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Allgather", c"PMPI_Allgather"), MISSING,
-            (send, send_count, send_type, receive, count, datatype, communicator):
-            (*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle))
-    };
-    around(real, || {
-        let Some(member) = member(communicator) else { return };
-        gathered(count.max(0) as u64 * u64::from(member.size), datatype, communicator, receive);
-    })
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Allgatherv(
-    send: *const c_void,
-    send_count: c_int,
-    send_type: Handle,
-    receive: *mut c_void,
+/// `counts` and `displacements` must have an element for each rank.
+unsafe fn gathered_parts(
     counts: *const c_int,
     displacements: *const c_int,
     datatype: Handle,
     communicator: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Allgatherv", c"PMPI_Allgatherv"), MISSING,
-            (send, send_count, send_type, receive, counts, displacements, datatype, communicator):
-            (*const c_void, c_int, Handle, *mut c_void, *const c_int, *const c_int, Handle, Handle))
-    };
-    around(real, || {
-        let Some(member) = member(communicator) else { return };
-        // SAFETY: there are counts and displacements for each rank, or the real function would have failed.
-        let of = |list: *const c_int, rank: u32| i64::from(unsafe { *list.add(rank as usize) });
-        let first = of(displacements, 0);
-        let mut end = first;
-        for rank in 0..member.size {
-            if of(displacements, rank) != end {
-                // With gaps, or in another order: not one buffer.
-                return;
-            }
-            end += of(counts, rank);
+    address: *const c_void,
+) {
+    let Some(member) = member(communicator) else { return };
+    // SAFETY: the caller's promise.
+    let of = |list: *const c_int, rank: u32| i64::from(unsafe { *list.add(rank as usize) });
+    let first = of(displacements, 0);
+    let mut end = first;
+    for rank in 0..member.size {
+        if of(displacements, rank) != end {
+            return;
         }
-        let bytes = Handles::get().dtype(datatype).map_or(0, |dtype| dtype.bytes() as i64);
-        let address = receive.wrapping_byte_offset((first * bytes) as isize);
-        gathered((end - first).max(0) as u64, datatype, communicator, address);
-    })
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Bcast(
-    buffer: *mut c_void,
-    count: c_int,
-    datatype: Handle,
-    root: c_int,
-    communicator: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Bcast", c"PMPI_Bcast"), MISSING, (buffer, count, datatype, root, communicator):
-            (*mut c_void, c_int, Handle, c_int, Handle))
-    };
-    around(real, || gathered(count.max(0) as u64, datatype, communicator, buffer))
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Wait(request: *mut c_void, status: *mut c_void) -> c_int {
-    let real = || call!(real!(c"MPI_Wait", c"PMPI_Wait"), MISSING, (request, status): (*mut c_void, *mut c_void));
-    // SAFETY: one request, says MPI.
-    unsafe { requests::settle(request, 1, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Test(request: *mut c_void, flag: *mut c_int, status: *mut c_void) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Test", c"PMPI_Test"), MISSING, (request, flag, status):
-            (*mut c_void, *mut c_int, *mut c_void))
-    };
-    // SAFETY: one request, says MPI.
-    unsafe { requests::settle(request, 1, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Waitall(count: c_int, requests: *mut c_void, statuses: *mut c_void) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Waitall", c"PMPI_Waitall"), MISSING, (count, requests, statuses):
-            (c_int, *mut c_void, *mut c_void))
-    };
-    // SAFETY: as many requests, says MPI.
-    unsafe { requests::settle(requests, count, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Testall(
-    count: c_int,
-    requests: *mut c_void,
-    flag: *mut c_int,
-    statuses: *mut c_void,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Testall", c"PMPI_Testall"), MISSING, (count, requests, flag, statuses):
-            (c_int, *mut c_void, *mut c_int, *mut c_void))
-    };
-    // SAFETY: as many requests, says MPI.
-    unsafe { requests::settle(requests, count, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Waitany(
-    count: c_int,
-    requests: *mut c_void,
-    index: *mut c_int,
-    status: *mut c_void,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Waitany", c"PMPI_Waitany"), MISSING, (count, requests, index, status):
-            (c_int, *mut c_void, *mut c_int, *mut c_void))
-    };
-    // SAFETY: as many requests, says MPI.
-    unsafe { requests::settle(requests, count, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Testany(
-    count: c_int,
-    requests: *mut c_void,
-    index: *mut c_int,
-    flag: *mut c_int,
-    status: *mut c_void,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Testany", c"PMPI_Testany"), MISSING, (count, requests, index, flag, status):
-            (c_int, *mut c_void, *mut c_int, *mut c_int, *mut c_void))
-    };
-    // SAFETY: as many requests, says MPI.
-    unsafe { requests::settle(requests, count, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Waitsome(
-    count: c_int,
-    requests: *mut c_void,
-    completed: *mut c_int,
-    indices: *mut c_int,
-    statuses: *mut c_void,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Waitsome", c"PMPI_Waitsome"), MISSING, (count, requests, completed, indices, statuses):
-            (c_int, *mut c_void, *mut c_int, *mut c_int, *mut c_void))
-    };
-    // SAFETY: as many requests, says MPI.
-    unsafe { requests::settle(requests, count, real) }
-}
-
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Testsome(
-    count: c_int,
-    requests: *mut c_void,
-    completed: *mut c_int,
-    indices: *mut c_int,
-    statuses: *mut c_void,
-) -> c_int {
-    let real = || {
-        call!(real!(c"MPI_Testsome", c"PMPI_Testsome"), MISSING, (count, requests, completed, indices, statuses):
-            (c_int, *mut c_void, *mut c_int, *mut c_int, *mut c_void))
-    };
-    // SAFETY: as many requests, says MPI.
-    unsafe { requests::settle(requests, count, real) }
-}
-
-/// Nothing follows: the scope is closed while everything is still there.
-///
-/// # Safety
-/// As for MPI's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn MPI_Finalize() -> c_int {
-    if is_on() {
-        quietly(engine::close);
+        end += of(counts, rank);
     }
-    call!(real!(c"MPI_Finalize", c"PMPI_Finalize"), MISSING, (): ())
+    let bytes = Handles::get().dtype(datatype).map_or(0, |dtype| dtype.bytes() as i64);
+    let address = address.wrapping_byte_offset((first * bytes) as isize);
+    gathered((end - first).max(0) as u64, datatype, communicator, address);
+}
+
+fn elements(count: c_int) -> u64 {
+    count.max(0) as u64
+}
+
+type In = *const c_void;
+type Out = *mut c_void;
+type Ints = *mut c_int;
+
+// MPI's promises, which are those of its callers: a count and a displacement for each rank, as many requests as are counted.
+interpose! {
+    Library::Mpi, "P", MISSING;
+
+    fn MPI_Allreduce(send: In, receive: Out, count: c_int, datatype: Handle, op: Handle, communicator: Handle) => |real|
+        around(real, || _ = reduced(count, datatype, op, communicator, receive, true));
+
+    fn MPI_Iallreduce(
+        send: In, receive: Out, count: c_int, datatype: Handle, op: Handle, communicator: Handle, request: Out,
+    ) => |real| around(real, || {
+        let reduced = |is_complete| reduced(count, datatype, op, communicator, receive, is_complete);
+        // SAFETY: the real function has succeeded, so it has written the request.
+        unsafe { started(request, reduced) }
+    });
+
+    fn MPI_Reduce_scatter(
+        send: In, receive: Out, counts: *const c_int, datatype: Handle, op: Handle, communicator: Handle,
+    ) => |real| around(real, || {
+        // SAFETY: MPI's promise.
+        let of_rank = |rank: u32| elements(unsafe { *counts.add(rank as usize) });
+        scattered(of_rank, datatype, op, communicator, receive);
+    });
+
+    fn MPI_Reduce_scatter_block(
+        send: In, receive: Out, count: c_int, datatype: Handle, op: Handle, communicator: Handle,
+    ) => |real| around(real, || scattered(|_| elements(count), datatype, op, communicator, receive));
+
+    fn MPI_Allgather(
+        send: In, send_count: c_int, send_type: Handle,
+        receive: Out, count: c_int, datatype: Handle, communicator: Handle,
+    ) => |real| around(real, || {
+        let Some(member) = member(communicator) else { return };
+        gathered(elements(count) * u64::from(member.size), datatype, communicator, receive);
+    });
+
+    fn MPI_Allgatherv(
+        send: In, send_count: c_int, send_type: Handle,
+        receive: Out, counts: *const c_int, displacements: *const c_int, datatype: Handle, communicator: Handle,
+    ) => |real| around(real, || {
+        // SAFETY: MPI's promise.
+        unsafe { gathered_parts(counts, displacements, datatype, communicator, receive) }
+    });
+
+    fn MPI_Bcast(buffer: Out, count: c_int, datatype: Handle, root: c_int, communicator: Handle) => |real|
+        around(real, || gathered(elements(count), datatype, communicator, buffer));
+
+    // SAFETY of what follows: MPI's promise.
+    fn MPI_Wait(request: Out, status: Out) => |real| unsafe { settle(request, 1, real) };
+    fn MPI_Test(request: Out, flag: Ints, status: Out) => |real| unsafe { settle(request, 1, real) };
+    fn MPI_Waitall(count: c_int, requests: Out, statuses: Out) => |real| unsafe { settle(requests, count, real) };
+    fn MPI_Testall(count: c_int, requests: Out, flag: Ints, statuses: Out) =>
+        |real| unsafe { settle(requests, count, real) };
+    fn MPI_Waitany(count: c_int, requests: Out, index: Ints, status: Out) =>
+        |real| unsafe { settle(requests, count, real) };
+    fn MPI_Testany(count: c_int, requests: Out, index: Ints, flag: Ints, status: Out) =>
+        |real| unsafe { settle(requests, count, real) };
+    fn MPI_Waitsome(count: c_int, requests: Out, completed: Ints, indices: Ints, statuses: Out) =>
+        |real| unsafe { settle(requests, count, real) };
+    fn MPI_Testsome(count: c_int, requests: Out, completed: Ints, indices: Ints, statuses: Out) =>
+        |real| unsafe { settle(requests, count, real) };
+
+    // Nothing follows: the scope is closed while everything is still there.
+    fn MPI_Finalize() => |real| {
+        if is_on() {
+            quietly(engine::close);
+        }
+        real()
+    };
 }

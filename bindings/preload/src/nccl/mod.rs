@@ -7,13 +7,12 @@ mod capture;
 mod group;
 
 use std::ffi::{c_int, c_void};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::boundary::{around, whatever};
 use crate::engine::{self, Buffer, Collective, Member};
 use crate::memory::DType;
-use crate::real::{Library, Real, call};
+use crate::real::{Library, Real, c_name, call, interpose};
 use crate::signature::Kind;
 use crate::watch;
 
@@ -23,13 +22,6 @@ type Handle = usize;
 const IN_PROGRESS: c_int = 7;
 /// ncclSystemError: returned where there is no NCCL to call.
 const MISSING: c_int = 2;
-
-macro_rules! real {
-    ($name:literal, $twin:literal) => {{
-        static REAL: Real = Real::new(Library::Nccl, $name, Some($twin));
-        &REAL
-    }};
-}
 
 /// Numbers of ncclDataType_t.
 fn dtype(datatype: c_int) -> Option<DType> {
@@ -49,11 +41,11 @@ fn is_sum(op: c_int) -> bool {
 
 /// This process in a communicator. Which rank of the job is its first is not known.
 fn member(communicator: Handle) -> Option<Member> {
+    static RANK: Real = Real::new(Library::Nccl, c"ncclCommUserRank", Some(c"pncclCommUserRank"));
+    static SIZE: Real = Real::new(Library::Nccl, c"ncclCommCount", Some(c"pncclCommCount"));
     let (mut rank, mut size): (c_int, c_int) = (0, 0);
-    let status = call!(real!(c"ncclCommUserRank", c"pncclCommUserRank"), MISSING, (communicator, &mut rank):
-        (Handle, *mut c_int));
-    let status = status
-        | call!(real!(c"ncclCommCount", c"pncclCommCount"), MISSING, (communicator, &mut size): (Handle, *mut c_int));
+    let status = call!(RANK, MISSING, (communicator, &mut rank): (Handle, *mut c_int));
+    let status = status | call!(SIZE, MISSING, (communicator, &mut size): (Handle, *mut c_int));
     (status == 0).then_some(Member { rank: rank as u32, size: size as u32, first: None })
 }
 
@@ -61,13 +53,14 @@ fn member(communicator: Handle) -> Option<Member> {
 struct Called {
     kind: Kind,
     /// Elements of each rank, or of all.
-    count: u64,
+    count: usize,
     /// Each rank has a part: `count` is that of one.
     is_per_rank: bool,
     datatype: c_int,
     communicator: Handle,
     stream: Handle,
-    address: usize,
+    /// Where the result is.
+    address: *const c_void,
 }
 
 impl Called {
@@ -80,14 +73,15 @@ impl Called {
         if capture::is_going_on(self.stream) {
             return;
         }
-        let (mut count, mut local): (u64, Range<u64>) = (self.count, 0..self.count);
+        let each = self.count as u64;
+        let (mut count, mut local) = (each, 0..each);
         if self.is_per_rank {
             let Some(member) = member(self.communicator) else { return };
-            count = self.count * u64::from(member.size);
-            let first = self.count * u64::from(member.rank);
-            local = if self.kind == Kind::Reduce { first..first + self.count } else { 0..count };
+            count = each * u64::from(member.size);
+            let first = each * u64::from(member.rank);
+            local = if self.kind == Kind::Reduce { first..first + each } else { 0..count };
         }
-        let buffer = Buffer { address: self.address, local, dtype, stream: self.stream, is_measured: false };
+        let buffer = Buffer { address: self.address as usize, local, dtype, stream: self.stream, is_measured: false };
         let collective = Collective { kind: self.kind, communicator: self.communicator, count, buffer, member };
         engine::issued(collective, true);
     }
@@ -119,134 +113,49 @@ fn say_that_it_does_not_block() {
     }
 }
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclAllReduce(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: usize,
-    datatype: c_int,
-    op: c_int,
-    communicator: Handle,
-    stream: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"ncclAllReduce", c"pncclAllReduce"), MISSING,
-            (send, receive, count, datatype, op, communicator, stream):
-            (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
-    };
-    collective(real, || {
-        let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
-        is_sum(op).then_some(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address })
-    })
-}
+type In = *const c_void;
+type Out = *mut c_void;
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclReduceScatter(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: usize,
-    datatype: c_int,
-    op: c_int,
-    communicator: Handle,
-    stream: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"ncclReduceScatter", c"pncclReduceScatter"), MISSING,
-            (send, receive, count, datatype, op, communicator, stream):
-            (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
-    };
-    collective(real, || {
-        let (kind, count, address) = (Kind::Reduce, count as u64, receive as usize);
-        is_sum(op).then_some(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address })
-    })
-}
+interpose! {
+    Library::Nccl, "p", MISSING;
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclAllGather(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: usize,
-    datatype: c_int,
-    communicator: Handle,
-    stream: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"ncclAllGather", c"pncclAllGather"), MISSING, (send, receive, count, datatype, communicator, stream):
-            (*const c_void, *mut c_void, usize, c_int, Handle, Handle))
-    };
-    collective(real, || {
-        let (kind, count, address) = (Kind::Gather, count as u64, receive as usize);
-        Some(Called { kind, count, is_per_rank: true, datatype, communicator, stream, address })
-    })
-}
+    fn ncclAllReduce(
+        send: In, receive: Out, count: usize, datatype: c_int, op: c_int, communicator: Handle, stream: Handle,
+    ) => |real| collective(real, || is_sum(op).then_some(Called {
+        kind: Kind::Reduce, is_per_rank: false, address: receive, count, datatype, communicator, stream,
+    }));
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclBroadcast(
-    send: *const c_void,
-    receive: *mut c_void,
-    count: usize,
-    datatype: c_int,
-    root: c_int,
-    communicator: Handle,
-    stream: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"ncclBroadcast", c"pncclBroadcast"), MISSING,
-            (send, receive, count, datatype, root, communicator, stream):
-            (*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle))
-    };
-    collective(real, || {
-        let (kind, count, address) = (Kind::Gather, count as u64, receive as usize);
-        Some(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address })
-    })
-}
+    fn ncclReduceScatter(
+        send: In, receive: Out, count: usize, datatype: c_int, op: c_int, communicator: Handle, stream: Handle,
+    ) => |real| collective(real, || is_sum(op).then_some(Called {
+        kind: Kind::Reduce, is_per_rank: true, address: receive, count, datatype, communicator, stream,
+    }));
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclBcast(
-    buffer: *mut c_void,
-    count: usize,
-    datatype: c_int,
-    root: c_int,
-    communicator: Handle,
-    stream: Handle,
-) -> c_int {
-    let real = || {
-        call!(real!(c"ncclBcast", c"pncclBcast"), MISSING, (buffer, count, datatype, root, communicator, stream):
-            (*mut c_void, usize, c_int, c_int, Handle, Handle))
-    };
-    collective(real, || {
-        let (kind, count, address) = (Kind::Gather, count as u64, buffer as usize);
-        Some(Called { kind, count, is_per_rank: false, datatype, communicator, stream, address })
-    })
-}
+    fn ncclAllGather(
+        send: In, receive: Out, count: usize, datatype: c_int, communicator: Handle, stream: Handle,
+    ) => |real| collective(real, || Some(Called {
+        kind: Kind::Gather, is_per_rank: true, address: receive, count, datatype, communicator, stream,
+    }));
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclGroupStart() -> c_int {
-    around(|| call!(real!(c"ncclGroupStart", c"pncclGroupStart"), MISSING, (): ()), group::start)
-}
+    fn ncclBroadcast(
+        send: In, receive: Out, count: usize, datatype: c_int, root: c_int, communicator: Handle, stream: Handle,
+    ) => |real| collective(real, || Some(Called {
+        kind: Kind::Gather, is_per_rank: false, address: receive, count, datatype, communicator, stream,
+    }));
 
-/// # Safety
-/// As for NCCL's own function.
-#[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn ncclGroupEnd() -> c_int {
-    let real = || call!(real!(c"ncclGroupEnd", c"pncclGroupEnd"), MISSING, (): ());
-    whatever(real, |status| {
+    fn ncclBcast(
+        buffer: Out, count: usize, datatype: c_int, root: c_int, communicator: Handle, stream: Handle,
+    ) => |real| collective(real, || Some(Called {
+        kind: Kind::Gather, is_per_rank: false, address: buffer, count, datatype, communicator, stream,
+    }));
+
+    fn ncclGroupStart() => |real| around(real, group::start);
+
+    fn ncclGroupEnd() => |real| whatever(real, |status| {
         let called = group::end();
         // After a failure nothing of it is known to be enqueued.
         if status == 0 {
             called.into_iter().for_each(Called::enqueued);
         }
-    })
+    });
 }
