@@ -217,6 +217,39 @@ def test_gradients_that_move_come_and_go(tiny):
     assert (records_of(scope, "update").query("level == 'model'").updates > 0).sum() == 8
 
 
+class Swapping(torch.optim.SGD):
+    """Gives every parameter new memory in each update; the old is freed, and handed out again by the next one."""
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data = parameter.data - 0.1 * parameter.grad
+
+
+# The memory of large tensors is given back to the system, so reading it where it was ends the process.
+@pytest.mark.parametrize("width", [64, 2048])
+def test_an_update_may_move_the_parameters(width):
+    model = nn.Linear(width, width)
+    optimizer = Swapping(model.parameters(), lr=0.1)
+    scope = forgetscope.attach(model, optimizer, every=2, threads=1, rules=[{"match": "weight", "role": "mlp_in"}])
+    tap, keep = Tap(model, optimizer), []
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, width)).square().mean().backward()
+        optimizer.step()
+        keep.append(torch.randn(width, width))  # what was freed may be someone else's now
+        scope.flush()
+    found = records_of(scope, "update").query("level == 'model'")
+    assert found.step.tolist() == [0, 2, 4]
+    for row in found.itertuples():
+        update = whole(tap.after[row.step]) - whole(tap.before[row.step])
+        assert row.updates == pytest.approx(update @ update, rel=2 * RELATIVE)
+        weights = whole(tap.after[row.step])
+        assert row.weights == pytest.approx(weights @ weights, rel=2 * RELATIVE)
+    scope.close()
+
+
 def test_a_parameter_may_change_its_type(tiny):
     optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
     scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)

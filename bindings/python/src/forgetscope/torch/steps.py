@@ -125,13 +125,23 @@ class StepHooks:
         # A fused optimizer that skips its update does so on the device: the update is then of length zero, and the
         # gradients are flagged as not finite. Nobody has to wait for the answer.
         if not self._is_given_up:
-            self._check(self._raw.fgs_step_end(self._scope.handle, 1, self._stream()))
+            self._check(self._raw.fgs_step_end(self._scope.handle, self._is_readable(), self._stream()))
         step, self.step = self.step, self.step + 1
         for call in self._after:
             try:
                 call(step)
             except Exception as error:
                 self._watch.say(f"what was to be done after step {step}", str(error))
+
+    def _is_readable(self) -> bool:
+        """Whether parameters can be read after the update: an optimizer may have given them other memory in it."""
+        if self._sampled.value:
+            try:
+                self._bindings.update_parameters()
+            except Exception as error:
+                self._watch.say("an update was not measured", str(error))
+                return False
+        return True
 
     def _check(self, status: int) -> None:
         if status < 0:
