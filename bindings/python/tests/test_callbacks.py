@@ -163,6 +163,57 @@ def test_trainer_of_lightning(tmp_path):
         assert torch.equal(value, module.state_dict()[name]), name
 
 
+class Interrupted(Exception):
+    """Stands for a bad batch, or for Ctrl-C."""
+
+
+class Interrupting(transformers.TrainerCallback, lightning.Callback):
+    """Raises once, in the second step."""
+
+    calls = 0
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise Interrupted
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        if trainer.global_step == 1 and not self.calls:
+            self.calls = 1
+            self.on_step_end()
+
+
+def test_a_training_of_transformers_that_was_interrupted_is_run_again(tmp_path):
+    logging.disable(logging.WARNING)
+    model = transformers.LlamaForCausalLM(MODELS["llama"])
+    batch = {"input_ids": Texts(0).rows, "labels": Texts(0).rows}
+    callback = WaitingHuggingFace("prose", reference=[batch] * 2, every=1)
+    trainer = trainer_of(model, tmp_path, 0, [callback, Interrupting()])
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer.train()
+    steps = records_of(callback.scope, "step")
+    assert steps.step.tolist() == list(range(6)) and set(steps.task) == {"prose"}
+    assert records_of(callback.scope, "task").batches.max() == 2
+    callback.scope.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_of_lightning_that_was_interrupted_is_run_again(tmp_path):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    module, data = Lit(), DataLoader(batches(1, 0, sequences=32)[0], batch_size=4)
+    callback = WaitingLightning("prose", every=1, rules=RULES)
+    with pytest.raises(Interrupted):
+        lightning_trainer(tmp_path, [callback, Interrupting()]).fit(module, data, data)
+    # The task has ended with the training.
+    with callback.scope.task("code"):
+        pass
+    lightning_trainer(tmp_path, [callback]).fit(module, data, data)
+    steps = records_of(callback.scope, "step")
+    assert steps.step.tolist() == list(range(5)) and set(steps.task) == {"prose"}
+    callback.scope.close()
+
+
 def test_a_callback_that_never_began_ends_quietly():
     callback = HuggingFaceCallback("prose")
     callback.on_train_end(None, None, None)

@@ -378,6 +378,30 @@ def test_hooks_are_taken_out_and_survive_a_trainer_that_sets_its_own():
     assert calls == ["a", "b", "c"] and "step" in vars(optimizer)
 
 
+def test_an_exception_of_the_optimizer_is_the_one_that_is_seen():
+    model = whole_model()
+    chunk = Chunk(model, Config())
+    optimizer = Optimizer(chunk)
+    descend = optimizer.step
+
+    def failing():
+        raise ZeroDivisionError
+
+    optimizer.step = failing
+    chunk.config.finalize_model_grads_func = lambda model: None
+    scope = megatron.attach(chunk, optimizer, parallel=Parallel(), every=1)
+    with pytest.raises(ZeroDivisionError), scope.task("prose"):
+        chunk.config.finalize_model_grads_func(chunk)
+        optimizer.step()
+    scope._update = descend
+    with scope.task("code"):
+        chunk.config.finalize_model_grads_func(chunk)
+        optimizer.step()
+    steps = records_of(scope, "step")
+    assert steps.task.tolist() == ["prose", "code"] and steps.applied.tolist() == [0, 1] and scope.step == 2
+    scope.close()
+
+
 def test_fp16_gradients_are_freed_of_the_loss_scale():
     model = whole_model()
     rank = start(Chunk(model, Config(fp16=True)), Parallel())

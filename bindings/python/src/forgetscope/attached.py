@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
 from .scope import Scope
 from .session import Session
+from .watch import Watch
 
 
 class Attached(Session):
@@ -14,6 +16,11 @@ class Attached(Session):
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         """The scope below, for what only it can do."""
+        self._watch = Watch()
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Ends a step that an exception has left open: what is not part of a step is refused within one."""
 
     @property
     def ring_path(self) -> Path | None:
@@ -30,6 +37,7 @@ class Attached(Session):
 
     def every(self, steps: int) -> None:
         """Samples every so many steps from now on; 0: none."""
+        self._settle()
         self.scope.every(steps)
 
     def flush(self) -> None:

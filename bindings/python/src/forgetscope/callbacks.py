@@ -10,6 +10,7 @@ The scope stays open until `scope.close()` or the end of the process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -61,6 +62,7 @@ class _TaskOfTraining:
         self._is_training = False
 
     def _begin(self, model: nn.Module, optimizers: list[Any], step: int) -> None:
+        self._interrupted()
         if self.scope is None:
             self.scope = attach(model, optimizers, **self._options)
             self.scope.step = step
@@ -73,10 +75,18 @@ class _TaskOfTraining:
         if not self._is_training or self.scope is None:
             return
         self._is_training = False
-        if self._reference is not None:
-            batches = self._reference() if callable(self._reference) else self._reference
-            self.scope.reference(self.task, batches, self._loss_fn)
-        self.scope.task_end()
+        try:
+            if self._reference is not None:
+                batches = self._reference() if callable(self._reference) else self._reference
+                self.scope.reference(self.task, batches, self._loss_fn)
+        finally:
+            self.scope.task_end()
+
+    def _interrupted(self) -> None:
+        """Ends the task of a training that an exception has ended: its weights are no place for a reference."""
+        if self._is_training and self.scope is not None:
+            self._is_training = False
+            self.scope.task_end()
 
     def _record(self, task: str, value: Any) -> None:
         if self.scope is not None:
@@ -116,6 +126,11 @@ class LightningCallback(_TaskOfTraining, _LightningBase):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # What went wrong in training is what has to be seen.
+        with suppress(Exception):
+            self._interrupted()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         value = trainer.callback_metrics.get(self._monitor) if self._monitor else None

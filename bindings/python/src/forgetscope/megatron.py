@@ -37,7 +37,6 @@ from ._abi import Data, HeadLayout, Role, Shard
 from ._library import invalid
 from .attached import Attached
 from .scope import Scope
-from .watch import Watch
 
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+|(?<=\.experts\.linear_fc[12]\.weight)\d+$")
@@ -126,7 +125,7 @@ class MegatronScope(Attached):
         if not chunks or not all(hasattr(chunk, "buffers") and hasattr(chunk, "module") for chunk in chunks):
             raise invalid("model: pass the chunks that are wrapped in Megatron's DistributedDataParallel")
         self._config = config or _config(chunks[0])
-        self._optimizer, self._watch = optimizer, Watch()
+        self._optimizer = optimizer
         super().__init__(Scope(**{"rank": parallel.rank, "world_size": parallel.world, **options}))
         self.step = 0
         """Number of the next step. Set it to go on where a checkpoint was made."""
@@ -154,9 +153,11 @@ class MegatronScope(Attached):
         self.scope.close()
 
     def task_begin(self, name: str) -> None:
+        self._settle()
         self.scope.task_begin(name)
 
     def task_end(self) -> None:
+        self._settle()
         self.scope.snapshot(stream=self._stream())
         self.scope.task_end()
 
@@ -166,6 +167,7 @@ class MegatronScope(Attached):
 
         `examples`: loss terms that a global batch's loss is a mean over.
         """
+        self._settle()
         self._reference = task, examples
         try:
             yield
@@ -214,6 +216,7 @@ class MegatronScope(Attached):
             if self._is_measured:
                 self.scope.reference_add(task, examples=examples, scale=scale, stream=stream)
             return
+        self._settle()
         self._is_open = True
         self.scope.step_begin(self.step)
         self.scope.gradients_ready(scale, stream=stream)
@@ -223,6 +226,10 @@ class MegatronScope(Attached):
             self._is_open = False
             self.step += 1
             self.scope.step_end(applied, stream=self._stream())
+
+    def _settle(self) -> None:
+        # `optimizer.step()` has raised, or was left out.
+        self._guarded(lambda: self._parameters_are_updated(False))
 
     def _loss_scale(self) -> float:
         # In fp16 only: the scale is on the device, and Megatron itself waits for it in the update that comes now.

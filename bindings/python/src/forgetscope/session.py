@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,5 +35,9 @@ class Session(ABC):
         self.task_begin(name)
         try:
             yield
-        finally:
-            self.task_end()
+        except BaseException:
+            # What went wrong in training is what has to be seen, not what goes wrong because of it.
+            with suppress(Exception):
+                self.task_end()
+            raise
+        self.task_end()

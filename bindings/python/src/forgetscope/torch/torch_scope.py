@@ -25,7 +25,6 @@ from .._abi import Status
 from .._library import Error, invalid
 from ..attached import Attached
 from ..scope import Scope
-from ..watch import Watch
 from .bindings import Bindings
 from .loss_scale import LossScale
 from .parameters import measured_parameters, unwrapped
@@ -104,7 +103,6 @@ class TorchScope(Attached):
         reshard(model)
         measured = measured_parameters(model, load_rules(rules))
         self.model = unwrapped(model)
-        self._watch = Watch()
         rank = process_rank()
         if rank is not None:
             options = {"rank": rank[0], "world_size": rank[1], **options}
@@ -144,16 +142,15 @@ class TorchScope(Attached):
 
     def watch(self, optimizer: Optimizers) -> None:
         """Measures the steps of another optimizer from now on, as a new one for every task. Step numbers go on."""
-        step = self.step
         if self._hooks is not None:
             self._hooks.remove()
-            self._hooks = None
+            self._first_step, self._hooks = self._hooks.step, None
         if self.scope.disabled:
             return
         optimizers = _optimizers(optimizer)
         loss_scale = LossScale(self._grad_scaler)
         self._hooks = StepHooks(self.scope, self._bindings, optimizers, self._stream, self._watch, loss_scale)
-        self._hooks.step = step
+        self._hooks.step = self._first_step
         self._hooks.after_step(self._probe_after)
 
     @property
@@ -176,24 +173,28 @@ class TorchScope(Attached):
         """Removes the hooks and closes the scope; the ring stays."""
         if self._hooks is not None:
             self._hooks.remove()
-            self._hooks = None
+            self._first_step, self._hooks = self._hooks.step, None
         self.scope.close()
 
     # Tasks
 
     def task_begin(self, name: str) -> None:
+        self._settle()
         self.scope.task_begin(name)
         self._task = name
 
     def task_end(self) -> None:
-        if self._task in self._probes:
-            # The base that later passes are compared with.
-            self.probe(self._task, self._probes[self._task])
-        self._task = None
-        if not self.scope.disabled:
-            self._bindings.update_parameters()
-            self.scope.snapshot(stream=self._stream())
-        self.scope.task_end()
+        self._settle()
+        task, self._task = self._task, None
+        try:
+            if task in self._probes:
+                # The base that later passes are compared with.
+                self.probe(task, self._probes[task])
+        except Exception as error:
+            self._watch.say(f"the probe of {task!r} was not looked at", str(error))
+        finally:
+            self.snapshot()
+            self.scope.task_end()
 
     def reference(
         self,
@@ -213,6 +214,7 @@ class TorchScope(Attached):
         """
         if self.scope.disabled:
             return 0
+        self._settle()
         count = add_reference(
             self.scope,
             self._bindings,
@@ -232,6 +234,7 @@ class TorchScope(Attached):
     def snapshot(self, task: str | None = None) -> None:
         """Keeps the parameters of now as those of `task` (None: of the current one)."""
         if not self.scope.disabled:
+            self._settle()
             self._bindings.update_parameters()
             self.scope.snapshot(task, stream=self._stream())
 
@@ -257,6 +260,7 @@ class TorchScope(Attached):
         """
         if self.scope.disabled or not self._is_looking:
             return
+        self._settle()
         run_probe(
             self.scope,
             self.model,
@@ -288,9 +292,14 @@ class TorchScope(Attached):
         """
         if self.scope.disabled or not self._is_looking:
             return
+        self._settle()
         run_curvature(self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options)
 
     # Within
+
+    def _settle(self) -> None:
+        if self._hooks is not None:
+            self._hooks.settle()
 
     def _probe_after(self, step: int) -> None:
         if self._probes and (step + 1) % self._probe_every == 0:

@@ -1,0 +1,231 @@
+"""What goes wrong in training is seen as it is, and measuring goes on behind it."""
+
+import forgetscope
+import pytest
+import torch
+from conftest import RULES, batches, loss_of, records_of
+from forgetscope import Error
+
+
+class OutOfMemory(RuntimeError):
+    """What an update may raise at any moment."""
+
+
+class Failing(torch.optim.SGD):
+    """Raises in the update that it is told to, before anything is changed.
+
+    PyTorch calls the hooks of `step()` here and, if an SGD was made before, in `super().step()` too.
+    """
+
+    fails_in = -1
+    steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        if self.steps - 1 == self.fails_in:
+            raise OutOfMemory("no more memory")
+        return super().step(closure)
+
+
+class Calling(torch.optim.SGD):
+    """Does more than its base does."""
+
+    share = 1.5
+
+    def step(self, closure=None):
+        result = super().step(closure)
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter -= (self.share - 1) * self.param_groups[0]["lr"] * parameter.grad
+        return result
+
+
+def squares(model) -> float:
+    return sum(float((p.grad.double() ** 2).sum()) for p in model.parameters() if p.grad is not None)
+
+
+def backward(model, tokens) -> float:
+    model.zero_grad()
+    loss_of(model, tokens).backward()
+    return squares(model)
+
+
+def frame(scope, kind):
+    """Also of runs with faults, which are meant here."""
+    scope.flush()
+    return forgetscope.Reader(scope.ring_path).frame(kind)
+
+
+@pytest.fixture(params=[False, True], ids=["once", "twice"], autouse=True)
+def hooks_are_called(request, tiny):
+    hooked = torch.optim.SGD.step
+    torch.optim.SGD.step = hooked.__wrapped__ if getattr(hooked, "hooked", False) else hooked
+    if request.param:
+        torch.optim.SGD(tiny.parameters())
+    yield
+    torch.optim.SGD.step = hooked
+
+
+def test_an_exception_of_the_optimizer_is_the_one_that_is_seen(tiny):
+    optimizer = Failing(tiny.parameters(), lr=0.1)
+    optimizer.fails_in = 1
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    with pytest.raises(OutOfMemory), scope.task("a"):
+        for tokens in batches(3, 0):
+            backward(tiny, tokens)
+            optimizer.step()
+            scope.flush()
+    with scope.task("b"):
+        backward(tiny, batches(1, 1)[0])
+        optimizer.step()
+        assert scope.reference("b", batches(2, 2), loss_of) == 2
+    steps = records_of(scope, "step")
+    assert steps.task.tolist() == ["a", "a", "b"] and steps.applied.tolist() == [1, 0, 1]
+    scope.close()
+
+
+def test_a_step_after_an_exception_is_a_step_of_its_own(tiny):
+    """A trainer that leaves out the batch for which there was no memory."""
+    optimizer = Failing(tiny.parameters(), lr=0.1)
+    optimizer.fails_in = 1
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    expected = []
+    for tokens in batches(3, 0):
+        expected.append(backward(tiny, tokens))
+        try:
+            optimizer.step()
+        except OutOfMemory:
+            continue
+        scope.flush()
+    steps = records_of(scope, "step")
+    assert steps.step.tolist() == [0, 1, 2] and steps.applied.tolist() == [1, 0, 1] and scope.step == 3
+    assert steps.gradient_squares.tolist() == pytest.approx(expected, rel=1e-5)
+    assert records_of(scope, "update").query("level == 'model'").step.tolist() == [0, 2]
+    scope.close()
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda scope: scope.task_begin("b"),
+        lambda scope: scope.snapshot("a"),
+        lambda scope: scope.reference("a", batches(1, 1), loss_of),
+        lambda scope: scope.probe("a", batches(2, 5, sequences=16)),
+        lambda scope: scope.curvature("a", batches(1, 1)[0], loss_of, lanczos_steps=2, trace_vectors=1),
+        lambda scope: scope.every(2),
+    ],
+    ids=["task_begin", "snapshot", "reference", "probe", "curvature", "every"],
+)
+def test_a_step_that_was_left_open_is_in_nobodys_way(tiny, then):
+    optimizer = Failing(tiny.parameters(), lr=0.1)
+    optimizer.fails_in = 0
+    scope = forgetscope.attach(tiny.eval(), optimizer, every=1, rules=RULES)
+    backward(tiny, batches(1, 0)[0])
+    with pytest.raises(OutOfMemory):
+        optimizer.step()
+    then(scope)
+    assert records_of(scope, "step").applied.tolist() == [0]
+    scope.close()
+
+
+def test_one_of_several_optimizers_fails(tiny):
+    layers = torch.optim.SGD(tiny.layers.parameters(), lr=0.1)
+    rest = Failing([*tiny.embedding.parameters(), *tiny.lm_head.parameters()], lr=0.1)
+    rest.fails_in = 1
+    scope = forgetscope.attach(tiny, [layers, rest], every=1, rules=RULES)
+    with scope.task("a"):
+        for tokens in batches(4, 0):
+            backward(tiny, tokens)
+            layers.step()
+            try:
+                rest.step()
+            except OutOfMemory:
+                continue
+            scope.flush()
+        # The last step of a task ends with the task, though one of the optimizers had no turn in it.
+        backward(tiny, batches(1, 9)[0])
+        layers.step()
+    steps = records_of(scope, "step")
+    assert steps.step.tolist() == [0, 1, 2, 3, 4] and steps.applied.tolist() == [1, 0, 1, 1, 1]
+    scope.close()
+
+
+def test_a_fault_inside_a_step_is_said_once_and_training_goes_on(tiny, monkeypatch):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+
+    def broken() -> None:
+        raise RuntimeError("no more addresses")
+
+    before = tiny.lm_head.weight.detach().clone()
+    with pytest.warns(RuntimeWarning, match="a step was not measured: no more addresses") as said:
+        with scope.task("a"):
+            with monkeypatch.context() as patch:
+                patch.setattr(scope._bindings, "update_gradients", broken)
+                for tokens in batches(3, 0):
+                    backward(tiny, tokens)
+                    optimizer.step()
+    assert len(said) == 1 and not torch.equal(before, tiny.lm_head.weight)
+    assert frame(scope, "gradient").empty and scope.step == 3
+    with scope.task("b"):
+        backward(tiny, batches(1, 1)[0])
+        optimizer.step()
+    assert frame(scope, "gradient").step.unique().tolist() == [3]
+    scope.close()
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_an_optimizer_that_calls_its_base_makes_one_step(tiny, with_closure):
+    optimizer = Calling(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    expected = []
+    for tokens in batches(3, 0):
+
+        def closure(tokens=tokens):
+            expected.append(backward(tiny, tokens))
+            return torch.tensor(0.0)
+
+        if with_closure:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+        # What comes behind the update of the base is part of the update.
+        scope.flush()
+    steps = records_of(scope, "step")
+    assert steps.gradient_squares.tolist() == pytest.approx(expected, rel=1e-5)
+    updates = records_of(scope, "update").query("level == 'model'").updates
+    assert updates.tolist() == pytest.approx([Calling.share**2 * 0.01 * square for square in expected], rel=1e-3)
+    scope.close()
+
+
+def test_a_wrong_probe_is_said_once_and_the_task_ends(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    probes = {"a": ["no tokens"]}
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES, probes=probes, probe_every=1)
+    with pytest.warns(RuntimeWarning, match="the probe of 'a' was not looked at") as said:
+        with scope.task("a"):
+            backward(tiny, batches(1, 0)[0])
+            optimizer.step()
+        with pytest.raises(OutOfMemory), scope.task("a"):
+            raise OutOfMemory
+    assert len(said) == 1
+    with pytest.warns(RuntimeWarning, match="what was to be done after a step") as said, scope.task("b"):
+        for tokens in batches(3, 0):
+            backward(tiny, tokens)
+            optimizer.step()
+    assert len(said) == 1
+    # Whoever asks for a probe is told.
+    with pytest.raises(Error, match="no pass over the probe of 'a' was kept"):
+        scope.probe("a", probes["a"])
+    scope.close()
+
+
+def test_an_exception_within_a_task_is_not_replaced(tiny):
+    scope = forgetscope.attach(tiny, rules=RULES)
+    with pytest.raises(OutOfMemory), scope.task("a"):
+        scope.task_end()  # the end of the block is a second one
+        raise OutOfMemory
+    with pytest.raises(Error, match="task"), scope.task("b"):
+        scope.task_end()
+    scope.close()
