@@ -193,6 +193,35 @@ def test_a_pass_leaves_no_trace(tiny):
     scope.close()
 
 
+class Folding(nn.Linear):
+    """An adapter that is folded into the weights in evaluation mode, as in loralib."""
+
+    is_folded = False
+
+    def train(self, mode: bool = True):
+        if self.is_folded != (not mode):
+            with torch.no_grad():
+                self.weight += -1.0 if mode else 1.0
+            self.is_folded = not mode
+        return super().train(mode)
+
+
+def test_weights_that_depend_on_the_mode_stay(tiny):
+    tiny.lm_head = Folding(16, 32, bias=False)
+    tiny.train()
+    before = tiny.lm_head.weight.detach().clone()
+    scope = forgetscope.attach(tiny, rules=RULES)
+    modes = []
+    for look in (
+        lambda: scope.probe("a", batches(2, 5, sequences=16)),
+        lambda: scope.reference("a", batches(1, 1), lambda m, x: (modes.append(m.lm_head.training), loss_of(m, x))[1]),
+    ):
+        look()
+        assert torch.equal(tiny.lm_head.weight, before) and not tiny.lm_head.is_folded and tiny.lm_head.training
+    assert modes == [False]
+    scope.close()
+
+
 def test_tables_of_attention_functions_are_put_back():
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

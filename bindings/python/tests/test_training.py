@@ -354,6 +354,31 @@ def test_wrong_use_is_refused_with_the_argument(tiny):
         assert all(parameter.grad is None for parameter in tiny.parameters()) and tiny.training
 
 
+def test_optimizers_that_step_inside_the_backward_pass_are_refused(tiny):
+    """PyTorch's recipe: gradients are gone before they could be read, and a reference would train."""
+    scope = forgetscope.attach(tiny, rules=RULES)
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in tiny.parameters()}
+
+    def update(parameter: nn.Parameter) -> None:
+        optimizers[parameter].step()
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(update) for parameter in tiny.parameters()]
+    before = copy.deepcopy(tiny.state_dict())
+    for call in (
+        lambda: scope.reference("a", batches(1, 0), loss_of),
+        lambda: scope.curvature("a", batches(1, 0)[0], loss_of),
+        lambda: forgetscope.attach(tiny, rules=RULES),
+    ):
+        with pytest.raises(Error, match=r"model: embedding\.weight has a hook behind the accumulation"):
+            call()
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    for hook in hooks:
+        hook.remove()
+    assert scope.reference("a", batches(1, 0), loss_of) == 1
+    scope.close()
+
+
 def test_nothing_of_a_model_is_kept_after_close(tiny):
     optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
     scope = forgetscope.attach(tiny, optimizer, rules=RULES)

@@ -31,7 +31,9 @@ def aside(model: nn.Module) -> Iterator[list[nn.Parameter]]:
         try:
             for parameter in parameters:
                 parameter.grad = None
-            model.eval()
+            for module in model.modules():
+                # Not by `eval()`: modules that fold adapters into their weights in it would not unfold them again.
+                module.training = False
             yield parameters
         finally:
             reshard(model)

@@ -17,6 +17,7 @@ from .._abi import Status
 from .._library import Error, invalid
 from ..scope import Scope
 from .aside import aside, same_random_numbers
+from .backward import expect_plain_backward
 from .bindings import Bindings
 from .sharding import is_sharded, local
 
@@ -66,6 +67,7 @@ def add_reference(
     average: distributed.ProcessGroup | None,
 ) -> int:
     """Hands over the gradient of each batch; returns how many there were."""
+    expect_plain_backward(model)
     count = 0
     with aside(model) as parameters:
         for batch in batches:
@@ -118,6 +120,7 @@ def run_curvature(
     """Answers the requests of a curvature run with the loss and gradients of one batch."""
     if any(is_sharded(parameter) for parameter in bindings.parameters):
         raise Error(Status.ERROR_UNSUPPORTED, "model: curvature needs whole parameters, not those that are sharded")
+    expect_plain_backward(model)
     if unknown := set(blocks) - set(bindings.ids):
         raise invalid(f"blocks: there is no tensor {sorted(unknown)[0]!r}; scope.tensors has the names")
     with aside(model) as parameters:

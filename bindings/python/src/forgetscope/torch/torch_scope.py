@@ -25,6 +25,7 @@ from .._abi import Status
 from .._library import Error, invalid
 from ..attached import Attached
 from ..scope import Scope
+from .backward import expect_plain_backward
 from .bindings import Bindings
 from .loss_scale import LossScale
 from .parameters import measured_parameters, unwrapped
@@ -101,6 +102,7 @@ class TorchScope(Attached):
         if probe_every < 1:
             raise invalid(f"probe_every: {probe_every} is not at least 1")
         reshard(model)
+        expect_plain_backward(model)
         measured = measured_parameters(model, load_rules(rules))
         self.model = unwrapped(model)
         rank = process_rank()
