@@ -1,8 +1,6 @@
 """`attach`: training is the same bit by bit, and what is measured is what NumPy and the C functions find."""
 
 import copy
-import ctypes
-from itertools import pairwise
 
 import forgetscope
 import numpy as np
@@ -192,80 +190,6 @@ def test_records_are_those_of_the_c_functions_bit_by_bit(tiny):
     assert attached.tobytes() == called.tobytes()
 
 
-def test_gradients_that_move_come_and_go(tiny):
-    """Addresses in every step, parameters without a gradient, gradients of another layout, parameters that move."""
-    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
-    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
-    expected, keep = [], []
-    head, mlp = tiny.lm_head.weight, tiny.layers[0].mlp[0].weight
-    for number, tokens in enumerate(batches(8, 0)):
-        keep.append([p.grad for p in tiny.parameters()])  # memory is not used twice
-        optimizer.zero_grad()
-        loss_of(tiny, tokens).backward()
-        if number in (2, 3, 6):
-            head.grad = None
-        if number in (4, 5):
-            mlp.grad = mlp.grad.t().contiguous().t()
-        if number == 6:
-            for parameter in tiny.parameters():
-                parameter.data = parameter.data.clone()
-        expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters() if p.grad is not None))
-        optimizer.step()
-        scope.flush()
-    found = records_of(scope, "gradient").query("level == 'model'")
-    assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
-    assert (records_of(scope, "update").query("level == 'model'").updates > 0).sum() == 8
-
-
-class Swapping(torch.optim.SGD):
-    """Gives every parameter new memory in each update; the old is freed, and handed out again by the next one."""
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.data = parameter.data - 0.1 * parameter.grad
-
-
-# The memory of large tensors is given back to the system, so reading it where it was ends the process.
-@pytest.mark.parametrize("width", [64, 2048])
-def test_an_update_may_move_the_parameters(width):
-    model = nn.Linear(width, width)
-    optimizer = Swapping(model.parameters(), lr=0.1)
-    scope = forgetscope.attach(model, optimizer, every=2, threads=1, rules=[{"match": "weight", "role": "mlp_in"}])
-    tap, keep = Tap(model, optimizer), []
-    for _ in range(5):
-        optimizer.zero_grad()
-        model(torch.randn(4, width)).square().mean().backward()
-        optimizer.step()
-        keep.append(torch.randn(width, width))  # what was freed may be someone else's now
-        scope.flush()
-    found = records_of(scope, "update").query("level == 'model'")
-    assert found.step.tolist() == [0, 2, 4]
-    for row in found.itertuples():
-        update = whole(tap.after[row.step]) - whole(tap.before[row.step])
-        assert row.updates == pytest.approx(update @ update, rel=2 * RELATIVE)
-        weights = whole(tap.after[row.step])
-        assert row.weights == pytest.approx(weights @ weights, rel=2 * RELATIVE)
-    scope.close()
-
-
-def test_a_parameter_may_change_its_type(tiny):
-    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
-    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
-    expected = []
-    for number, tokens in enumerate(batches(4, 0)):
-        if number == 2:
-            tiny.double()
-        optimizer.zero_grad()
-        loss_of(tiny, tokens).backward()
-        expected.append(sum(float((p.grad.double() ** 2).sum()) for p in tiny.parameters()))
-        optimizer.step()
-        scope.flush()
-    found = records_of(scope, "gradient").query("level == 'model'")
-    assert found.squares.tolist() == pytest.approx(expected, rel=RELATIVE)
-
-
 @pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SGD])
 def test_a_closure_is_measured_after_its_first_evaluation(tiny, kind):
     optimizer = kind(tiny.parameters(), lr=0.1)
@@ -385,27 +309,3 @@ def test_nothing_of_a_model_is_kept_after_close(tiny):
     scope.close()
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
     train(tiny, optimizer, batches(1, 0))
-
-
-def test_addresses_are_handed_over_in_one_call(tiny, monkeypatch):
-    """After the first step only `fgs_rebind` is called, and only where a step is sampled."""
-    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
-    scope = forgetscope.attach(tiny, optimizer, every=2, rules=RULES)
-    train(tiny, optimizer, batches(1, 0))
-    calls = []
-    raw = scope.scope.raw
-
-    class Counting:
-        def __getattr__(self, name: str):
-            calls.append(name)
-            return getattr(raw, name)
-
-    monkeypatch.setattr(scope.scope, "raw", Counting())
-    keep = []
-    for tokens in batches(4, 1):
-        loss_of(tiny, tokens).backward()
-        keep.append([p.grad for p in tiny.parameters()])
-        optimizer.step()
-        optimizer.zero_grad()
-    assert calls == ["fgs_rebind"] * 2
-    assert isinstance(raw, ctypes.CDLL) and all(a is not b for a, b in pairwise(keep))
