@@ -1,6 +1,7 @@
 """`Scope` and DLPack: what is bound is what is measured; what cannot be is refused with the argument's name."""
 
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -108,6 +109,12 @@ def test_steps_are_sampled_as_it_is_said():
         (lambda s: s.step_end(), Status.ERROR_PHASE, "fgs_step_begin"),
         (lambda s: s.task_end(), Status.ERROR_PHASE, "task"),
         (lambda s: s.gradients_ready(stream="0"), Status.ERROR_INVALID, "stream: a str"),
+        (lambda s: s.task_begin(5), Status.ERROR_INVALID, "name: 5 is no text"),
+        (lambda s: s.record_loss(b"a", 1.0), Status.ERROR_INVALID, "task: b'a' is no text"),
+        (lambda s: s.every(-1), Status.ERROR_INVALID, "steps: -1 is not between 0 and"),
+        (lambda s: s.step_begin(2.5), Status.ERROR_INVALID, "step: 2.5 is no whole number"),
+        (lambda s: s.curvature("a", None, lanczos_step=3), Status.ERROR_INVALID, "lanczos_step: there is no such opt"),
+        (lambda s: s.curvature("a", None, seed=-1), Status.ERROR_INVALID, "seed: -1 is not between"),
     ],
 )
 def test_wrong_use_is_refused_with_the_argument(call, status, sentence):
@@ -121,10 +128,37 @@ def test_wrong_use_is_refused_with_the_argument(call, status, sentence):
 def test_options_are_named(tmp_path: Path):
     with pytest.raises(Error, match="evry: there is no such option; there are budget_bytes"):
         Scope(evry=3)
+    for options, sentence in (
+        ({"every": -1}, "every: -1 is not between 0 and"),
+        ({"every": 2.5}, "every: 2.5 is no whole number"),
+        ({"every": 2**64 - 1}, f"every: {2**64 - 1} is not between"),
+        ({"threads": 2**32}, f"threads: {2**32} is not between"),
+        ({"reference_budget": "half"}, "reference_budget: 'half' is no number"),
+        ({"run": 7}, "run: 7 is neither text nor a path"),
+    ):
+        with pytest.raises(Error, match=sentence):
+            Scope(**options)
+    Scope(every=np.int64(3), reference_budget=0.5).close()
     with Scope("named", every=1, ring_path=tmp_path / "ring", ring_slots=1024) as scope:
         assert scope.ring_path == tmp_path / "ring"
         with pytest.raises(Error, match="ring"):
             Scope(ring_path=tmp_path / "ring")
+
+
+def test_a_closed_scope_says_that_it_is():
+    scope = Scope()
+    scope.close()
+    scope.close()
+    with pytest.raises(Error, match="the scope was closed") as refused:
+        scope.flush()
+    assert refused.value.status == Status.ERROR_PHASE
+
+
+def test_errors_travel_between_processes():
+    with pytest.raises(Error) as refused:
+        Scope(evry=3)
+    other = pickle.loads(pickle.dumps(refused.value))
+    assert (str(other), other.status) == (str(refused.value), Status.ERROR_INVALID)
 
 
 def test_disabled_does_nothing(monkeypatch):

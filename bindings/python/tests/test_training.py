@@ -309,3 +309,9 @@ def test_nothing_of_a_model_is_kept_after_close(tiny):
     scope.close()
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
     train(tiny, optimizer, batches(1, 0))
+
+    def unwanted(*_: object) -> torch.Tensor:
+        raise AssertionError("a pass for nothing")
+
+    with pytest.raises(Error, match="the scope was closed"):
+        scope.reference("a", batches(1, 0), unwanted)

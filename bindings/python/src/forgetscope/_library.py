@@ -30,6 +30,10 @@ class Error(Exception):
         super().__init__(sentence)
         self.status = Status(status)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It may come from another process, as of a pool or a distributed launcher.
+        return Error, (self.status, str(self))
+
 
 def invalid(sentence: str) -> Error:
     """An argument that cannot be used, found on this side of the C ABI."""

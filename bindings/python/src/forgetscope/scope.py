@@ -29,17 +29,15 @@ from ._abi import (
     ProbeFlag,
     Role,
     Shard,
+    Status,
     TensorFlag,
     Want,
 )
-from ._library import invalid, library
+from ._library import Error, invalid, library
+from .arguments import filled, path, text, whole
 from .dlpack import View, stream_handle
 from .names import member
 from .session import Session
-
-
-def _encode(text: str | os.PathLike[str] | None) -> bytes | None:
-    return None if text is None else os.fsencode(text)
 
 
 class Scope(Session):
@@ -63,25 +61,28 @@ class Scope(Session):
         """The functions of the C ABI, for `handle`; `check` raises for what they return."""
         self.check = library().check
         fields: dict[str, Any] = {"run": run, "ring_path": ring_path, "include": include, "exclude": exclude}
-        fields = {name: _encode(value) for name, value in fields.items()}
+        fields = {name: path(value, name) for name, value in fields.items() if value is not None}
         options = {"every": every, **options} if every is not None else options
-        known = {name for name, *_ in _abi.Options._fields_} - {"size", "magic", *fields}
-        if unknown := sorted(set(options) - known):
-            raise invalid(f"{unknown[0]}: there is no such option; there are {', '.join(sorted(known | set(fields)))}")
+        described = filled(_abi.Options, fields, options)
         self.handle = ctypes.c_void_p()
-        self._call("open", ctypes.byref(_abi.Options(**fields, **options)), ctypes.byref(self.handle), scope=False)
+        self.check(self.raw.fgs_open(ctypes.byref(described), ctypes.byref(self.handle)))
         # A scope that was forked away belongs to the parent: the library leaves it alone.
         self._closer = weakref.finalize(self, self.raw.fgs_close, self.handle)
         # What is bound has to stay readable: whoever binds need not keep it.
         self._bound: dict[tuple[int, int], View] = {}
-        path = ctypes.c_char_p()
-        self._call("ring_path", ctypes.byref(path))
-        self.ring_path: Path | None = Path(os.fsdecode(path.value)) if path.value else None
+        ring = ctypes.c_char_p()
+        self._call("ring_path", ctypes.byref(ring))
+        self.ring_path: Path | None = Path(os.fsdecode(ring.value)) if ring.value else None
         """File of the ring; None if the instrument is disabled."""
 
-    def _call(self, name: str, *arguments: Any, scope: bool = True) -> int:
-        function = getattr(self.raw, f"fgs_{name}")
-        return self.check(function(self.handle, *arguments) if scope else function(*arguments))
+    def _call(self, name: str, *arguments: Any) -> int:
+        self.expect_open()
+        return self.check(getattr(self.raw, f"fgs_{name}")(self.handle, *arguments))
+
+    def expect_open(self) -> None:
+        """Raises if the scope was closed."""
+        if not self._closer.alive:
+            raise Error(Status.ERROR_PHASE, "the scope was closed; open another one")
 
     @property
     def disabled(self) -> bool:
@@ -134,7 +135,7 @@ class Scope(Session):
         if numel is None:
             raise invalid("numel: give it, or shape")
         fields: dict[str, Any] = {
-            "name": name.encode(),
+            "name": text(name, "name"),
             "numel": numel,
             "rows": rows,
             "cols": cols,
@@ -191,7 +192,7 @@ class Scope(Session):
     # Tasks
 
     def task_begin(self, name: str) -> None:
-        self._call("task_begin", name.encode())
+        self._call("task_begin", text(name, "name"))
 
     def task_end(self) -> None:
         self._call("task_end")
@@ -201,7 +202,7 @@ class Scope(Session):
 
         `examples`: loss terms that the batch's loss is a mean over.
         """
-        self._call("reference_add", task.encode(), examples, scale, stream_handle(stream))
+        self._call("reference_add", text(task, "task"), examples, scale, stream_handle(stream))
 
     def reference_feed(
         self,
@@ -216,16 +217,16 @@ class Scope(Session):
         """One tensor of a reference batch; the next `reference_add` completes it."""
         view = ctypes.byref(View.of(tensor))
         part = None if shard is None else ctypes.byref(shard)
-        self._call("reference_feed", task.encode(), tensor_id, view, part, scale, stream_handle(stream))
+        self._call("reference_feed", text(task, "task"), tensor_id, view, part, scale, stream_handle(stream))
 
     def snapshot(self, task: str | None = None, *, stream: Any = None) -> None:
         """Keeps the parameters of now as those of `task` (None: of the current one): drift is measured from them."""
-        self._call("snapshot", None if task is None else task.encode(), stream_handle(stream))
+        self._call("snapshot", None if task is None else text(task, "task"), stream_handle(stream))
 
     # Steps
 
     def step_begin(self, step: int) -> None:
-        self._call("step_begin", step)
+        self._call("step_begin", whole(step, "step"))
 
     @property
     def sampled(self) -> bool:
@@ -252,7 +253,7 @@ class Scope(Session):
 
     def every(self, steps: int) -> None:
         """Samples every so many steps from now on; 0: none."""
-        self._call("set_every", steps)
+        self._call("set_every", whole(steps, "steps"))
 
     # Probes
 
@@ -266,7 +267,7 @@ class Scope(Session):
         later passes are compared with this one. A pass that is left by an exception is given up.
         """
         fields = {
-            "task": task.encode(),
+            "task": text(task, "task"),
             "continued_updates": UNSET_U64 if continued is None else continued,
             "flags": ProbeFlag.BASE if base else 0,
             "run": run,
@@ -282,7 +283,7 @@ class Scope(Session):
 
     def head_effect(self, task: str, layer: int, head: int, loss: float, loss_restored: float, error: float) -> None:
         """What putting back a head's old weights does to a task's loss; `error`: its standard error, NaN if unknown."""
-        self._call("head_effect", task.encode(), layer, head, loss, loss_restored, error)
+        self._call("head_effect", text(task, "task"), layer, head, loss, loss_restored, error)
 
     # Curvature and outcomes
 
@@ -305,8 +306,8 @@ class Scope(Session):
         """
         ids = (ctypes.c_uint32 * len(blocks))(*blocks)
         request = _abi.CurvatureRequest()
-        fields = {"task": task.encode(), "blocks": ids, "block_count": len(blocks), **options}
-        self._call("curvature_begin", ctypes.byref(_abi.Curvature(**fields)))
+        fields = {"task": text(task, "task"), "blocks": ids, "block_count": len(blocks)}
+        self._call("curvature_begin", ctypes.byref(filled(_abi.Curvature, fields, options)))
         try:
             while True:
                 self._call("curvature_next", ctypes.byref(request))
@@ -319,11 +320,11 @@ class Scope(Session):
 
     def record_loss(self, task: str, value: float) -> None:
         """The loss of a task on held-out data, at the weights of now."""
-        self._call("record_loss", task.encode(), value)
+        self._call("record_loss", text(task, "task"), value)
 
     def record_eval(self, task: str, metric: str, value: float, *, higher_is_better: bool) -> None:
         """Another metric of a task on held-out data."""
-        self._call("record_eval", task.encode(), metric.encode(), value, higher_is_better)
+        self._call("record_eval", text(task, "task"), text(metric, "metric"), value, higher_is_better)
 
 
 class ProbePass:

@@ -23,6 +23,7 @@ from torch import distributed, nn
 
 from .._abi import Status
 from .._library import Error, invalid
+from ..arguments import whole
 from ..attached import Attached
 from ..scope import Scope
 from .backward import expect_plain_backward
@@ -99,7 +100,7 @@ class TorchScope(Attached):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise invalid(f"model: a {type(model).__name__} is no torch.nn.Module")
-        if probe_every < 1:
+        if whole(probe_every, "probe_every") < 1:
             raise invalid(f"probe_every: {probe_every} is not at least 1")
         reshard(model)
         expect_plain_backward(model)
@@ -162,7 +163,7 @@ class TorchScope(Attached):
 
     @step.setter
     def step(self, number: int) -> None:
-        self._first_step = number
+        number = self._first_step = whole(number, "step")
         if self._hooks is not None:
             self._hooks.step = number
 
@@ -300,6 +301,7 @@ class TorchScope(Attached):
     # Within
 
     def _settle(self) -> None:
+        self.scope.expect_open()
         if self._hooks is not None:
             self._hooks.settle()
 
