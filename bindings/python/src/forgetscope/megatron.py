@@ -36,8 +36,10 @@ import torch
 from ._abi import Data, HeadLayout, Role, Shard
 from ._library import invalid
 from .attached import Attached
+from .intercept import call_after_field, call_around
 from .scope import Scope
 
+_FINALIZE = "finalize_model_grads_func"
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+|(?<=\.experts\.linear_fc[12]\.weight)\d+$")
 
@@ -142,14 +144,17 @@ class MegatronScope(Attached):
         except BaseException:
             self.scope.close()
             raise
-        self._unhook = _intercept(self._config, self._gradients_are_final, self._guarded)
-        self._update = optimizer.step
-        optimizer.step = self._updated
+        guarded = functools.partial(self._guarded, self._gradients_are_final)
+        self._unhook = [
+            call_after_field(self._config, _FINALIZE, guarded),
+            call_around(optimizer, "step", self._updated),
+        ]
 
     def close(self) -> None:
         """Takes the hooks out and closes the scope; the ring stays."""
-        self._unhook()
-        self._optimizer.step = self._update
+        for unhook in self._unhook:
+            unhook()
+        self._unhook = []
         self.scope.close()
 
     def task_begin(self, name: str) -> None:
@@ -201,8 +206,8 @@ class MegatronScope(Attached):
 
     # Within a step nothing raises.
 
-    def _updated(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._update(*args, **kwargs)
+    def _updated(self, update: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = update(*args, **kwargs)
         # (update_successful, grad_norm, num_zeros_in_grad)
         applied = bool(result[0]) if isinstance(result, tuple) and result else True
         self._guarded(lambda: self._parameters_are_updated(applied))
@@ -410,43 +415,6 @@ def _names(chunk: Any) -> tuple[dict[torch.Tensor, str], dict[torch.Tensor, int]
             name, layers[parameter] = f"{match[1]}{layer}{match[3]}", layer
         names[parameter] = re.sub(r"(^|(?<=\.))module\.", "", name)
     return names, layers
-
-
-def _intercept(
-    config: Any, then: Callable[[], None], guarded: Callable[[Callable[[], None]], None]
-) -> Callable[[], None]:
-    """Calls `then` after whatever `config.finalize_model_grads_func` is; returns what takes that back.
-
-    Megatron's training loop assigns the function when it begins, which may be after `attach`. So reading the field
-    gives a wrapped function, and writing it is as ever.
-    """
-    plain = type(config)
-    inner = vars(config).get("finalize_model_grads_func", getattr(config, "finalize_model_grads_func", None))
-
-    def get(_: Any) -> Any:
-        if inner is None:
-            return None
-
-        @functools.wraps(inner)
-        def finalize(*args: Any, **kwargs: Any) -> Any:
-            result = inner(*args, **kwargs)
-            guarded(then)
-            return result
-
-        return finalize
-
-    def put(_: Any, function: Any) -> None:
-        nonlocal inner
-        inner = function
-
-    def back() -> None:
-        if config.__class__ is watched:
-            config.__class__ = plain
-            vars(config)["finalize_model_grads_func"] = inner
-
-    watched = type(plain.__name__, (plain,), {"finalize_model_grads_func": property(get, put)})
-    config.__class__ = watched
-    return back
 
 
 def _config(chunk: Any) -> Any:
