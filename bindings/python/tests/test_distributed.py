@@ -139,6 +139,46 @@ def test_ddp_counts_its_copies_once(tmp_path, single):
     assert [run.world for run in forgetscope.runs(tmp_path)] == [2, 2]
 
 
+def uneven(rank: int, directory: Path, sharded: bool) -> None:
+    """Ranks that have not as many batches, and a loss that raises on one of them."""
+    model = model_of()
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        scope = forgetscope.attach(model, every=1, rules=RULES)
+    else:
+        scope = forgetscope.attach(nn.parallel.DistributedDataParallel(model), every=1, rules=RULES)
+    data = data_of(10) + data_of(11)
+    assert scope.reference("a", iter(data[: 4 - rank]), loss_of) == 3
+
+    def failing():
+        yield from data[:2]
+        if rank == 1:
+            raise ZeroDivisionError
+
+    refused = pytest.raises(ZeroDivisionError) if rank else pytest.raises(forgetscope.Error, match="another rank has")
+    with refused:
+        scope.reference("b", failing(), loss_of)
+    if not sharded:
+        calls = []
+
+        def loss(model, tokens):
+            calls.append(1 / (2 * (1 - rank) + len(calls) - 1))
+            return loss_of(model, tokens)
+
+        with refused:
+            scope.reference("c", data, loss)
+    # Nothing is left that another collective could be paired with.
+    mine = torch.ones(1)
+    dist.all_reduce(mine)
+    assert mine.item() == 2 and scope.reference("d", data[:2], loss_of) == 2
+    scope.close()
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_ranks_with_different_batches_stop_together(tmp_path, sharded):
+    spawn(uneven, 2, tmp_path, sharded)
+
+
 def fsdp(rank: int, directory: Path, world: int, columns: bool) -> None:
     model = model_of()
     mesh = init_device_mesh("cpu", (world,))

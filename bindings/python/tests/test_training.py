@@ -273,9 +273,23 @@ def test_wrong_use_is_refused_with_the_argument(tiny):
             scope.reference("a", batches(1, 0), lambda model, tokens: model(tokens))
         with pytest.raises(Error, match="loss_fn: the model computes no loss"):
             scope.reference("a", batches(1, 0))
+        with pytest.raises(Error, match="loss_fn: what of this tuple is the input"):
+            scope.reference("a", [(batches(1, 0)[0], 0)])
+        with pytest.raises(Error, match="loss_fn: it returned a float; a tensor"):
+            scope.reference("a", batches(1, 0), lambda model, tokens: 1.0)
         with pytest.raises(Error, match="blocks: there is no tensor 'x'"):
             scope.curvature("a", batches(1, 0)[0], loss_of, blocks=["x"])
         assert all(parameter.grad is None for parameter in tiny.parameters()) and tiny.training
+
+
+def test_named_tuples_go_to_the_device_of_the_model(tiny):
+    from collections import namedtuple
+
+    from forgetscope.torch.references import on_device
+
+    batch = namedtuple("Batch", "tokens count")(batches(1, 0)[0], 3)
+    moved = on_device({"inner": [batch, "text"]}, tiny.to("meta"))
+    assert type(moved["inner"][0]) is type(batch) and moved["inner"][0].tokens.is_meta and moved["inner"][0].count == 3
 
 
 def test_optimizers_that_step_inside_the_backward_pass_are_refused(tiny):

@@ -47,7 +47,7 @@ class _Followed:
         return result
 
 
-def _new(kind: type) -> Any:
+def _new(kind: Any) -> Any:
     return kind.__new__(kind)
 
 

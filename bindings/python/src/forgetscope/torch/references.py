@@ -1,7 +1,7 @@
 """Gradients at fixed weights: the reference of a task, and the answers of a curvature run.
 
 One batch costs a forward and a backward pass. Under DistributedDataParallel the mean over the ranks' batches is taken;
-FSDP2 reduces by itself.
+FSDP2 reduces by itself. Ranks take as many batches as the one with the fewest.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from .aside import aside, same_random_numbers
 from .backward import expect_plain_backward
 from .bindings import Bindings
 from .sharding import is_sharded, local
+from .together import Together
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
 
 def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
     """The loss that the model itself computes, as transformers' models do from `labels`."""
+    if isinstance(batch, (list, tuple)):
+        kind = type(batch).__name__
+        raise invalid(
+            f"loss_fn: what of this {kind} is the input and what the target is not known; give loss_fn(model, batch)"
+        )
     output = model(**on_device(batch, model)) if isinstance(batch, Mapping) else model(on_device(batch, model))
     loss = getattr(output, "loss", None)
     if loss is None:
@@ -41,7 +47,9 @@ def on_device(batch: Any, model: nn.Module) -> Any:
     if isinstance(batch, Mapping):
         return {name: on_device(value, model) for name, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(on_device(value, model) for value in batch)
+        moved = [on_device(value, model) for value in batch]
+        # A named tuple takes its fields one by one.
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 
@@ -65,16 +73,18 @@ def add_reference(
     stream: Callable[[], int | None],
     limit: int,
     average: distributed.ProcessGroup | None,
+    together: Together,
 ) -> int:
     """Hands over the gradient of each batch; returns how many there were."""
     expect_plain_backward(model)
     count = 0
     with aside(model) as parameters:
-        for batch in batches:
-            if count == limit:
-                break
-            _drop_gradients(parameters)
-            _backward((loss_fn or loss_of)(model, batch), parameters, average)
+        for batch in together.batches(batches, limit):
+            with together.in_step():
+                _drop_gradients(parameters)
+                _backward((loss_fn or loss_of)(model, batch))
+            if average is not None:
+                _take_mean(parameters, average)
             count += 1
             if not bindings.parameters:
                 continue  # all that is here are further copies
@@ -91,12 +101,14 @@ def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _backward(loss: torch.Tensor, parameters: Sequence[nn.Parameter], average: distributed.ProcessGroup | None) -> None:
-    if loss.numel() != 1:
-        raise invalid(f"loss_fn: it returned a tensor of shape {tuple(loss.shape)}; a single number is needed")
+def _backward(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        shape = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise invalid(f"loss_fn: it returned a {shape}; a tensor of a single number is needed")
     loss.backward()
-    if average is None:
-        return
+
+
+def _take_mean(parameters: Sequence[nn.Parameter], average: distributed.ProcessGroup) -> None:
     for parameter in parameters:
         if parameter.requires_grad:
             # All ranks take part, also where a parameter had no part in this one's batch.
@@ -132,7 +144,7 @@ def run_curvature(
                 with torch.set_grad_enabled(with_gradient):
                     loss = (loss_fn or loss_of)(model, batch)
                 if with_gradient:
-                    _backward(loss, parameters, None)
+                    _backward(loss)
                     bindings.update_gradients()
             return loss.item()
 

@@ -35,6 +35,7 @@ from .references import Loss, add_reference, run_curvature
 from .rules import Rules, load_rules
 from .sharding import Copies, is_sharded, process_rank, reshard
 from .steps import StepHooks
+from .together import Together
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
@@ -113,7 +114,11 @@ class TorchScope(Attached):
         self._average = _group_of_copies(model)
         outer = None if self._average is None else (self._average.rank(), self._average.size())
         if replica is not None:
-            outer = replica, replica + 1
+            # Which processes have the other copies is not known.
+            outer, self._average = (whole(replica, "replica"), replica + 1), None
+        sharded = any(map(is_sharded, model.parameters()))
+        everybody = distributed.group.WORLD if sharded and replica is None else self._average
+        self._together = Together(everybody, next(model.parameters()).device)
         optimizers = _optimizers(optimizer)
         super().__init__(Scope(**options))
         try:
@@ -123,7 +128,7 @@ class TorchScope(Attached):
             self.scope.close()
             raise
         # Passes beside training are for the first copy; with sharded parameters all ranks take part in them.
-        self._is_looking = outer is None or outer[0] == 0 or any(map(is_sharded, model.parameters()))
+        self._is_looking = outer is None or outer[0] == 0 or sharded
         self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
         self._check_devices()
         self._points = Points.of(self.model, measured)
@@ -211,9 +216,10 @@ class TorchScope(Attached):
         """Gradients of a task's data at the weights of now: what later gradients are compared with. 32 to 64 batches.
 
         `loss_fn(model, batch)`: the mean loss of a batch; default: the one that the model computes. `examples`: loss
-        terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken;
-        returns how many. The model is in evaluation mode. Gradients, optimizer and random numbers of training are as
-        before.
+        terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken, and
+        among ranks no more than the one with the fewest has; returns how many. The model is in evaluation mode, where
+        transformers computes without gradient checkpoints. Gradients, optimizer and random numbers of training are
+        as before.
         """
         if self.scope.disabled:
             return 0
@@ -229,6 +235,7 @@ class TorchScope(Attached):
             self._stream,
             limit,
             self._average,
+            self._together,
         )
         if count == 0:
             raise invalid("batches: there are none; an iterator is empty after its first use")
