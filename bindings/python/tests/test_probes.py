@@ -164,6 +164,70 @@ def test_layers_of_pytorch_and_what_they_attend_to():
         scope.close()
 
 
+class Calling(nn.Module):
+    """Calls attention in every way there is, and uses what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"attn": nn.MultiheadAttention(16, 4)}) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attentions = [layer["attn"] for layer in self.layers]
+        y, averaged = attentions[0](x, x, x)
+        y, none = attentions[1](y, y, y, None, False)
+        assert none is None
+        y, of_heads = attentions[2](y, y, value=y, average_attn_weights=False)
+        y, again = attentions[3](y, y, y, None, True, None, True)
+        assert averaged.shape == again.shape == (len(x[0]), len(x), len(x)) and of_heads.shape[1] == 4
+        return y * (averaged + again + of_heads.sum(1)).diagonal(dim1=1, dim2=2).sum()
+
+
+def test_attention_gives_the_model_what_it_asks_for():
+    torch.manual_seed(2)
+    model, rows = Calling(), torch.randn(7, 12, 16)
+    expected = model(rows)
+    scope = forgetscope.attach(model, budget_bytes=0)
+    outputs = []
+    scope.probe("a", [rows], forward=lambda m, x: outputs.append(m(x)))
+    assert torch.allclose(outputs[0], expected, rtol=1e-4)
+    frame = records_of(scope, "attention")
+    assert len(frame) == 16 and set(frame.layer) == {0, 1, 2, 3} and frame.entropy.nunique() > 8
+    assert torch.equal(model(rows), expected)
+    scope.close()
+
+
+def test_what_packed_sequences_attend_to_is_left_out():
+    """Two sequences in one: what hooks see of the mask is a plain causal one, or none."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = batches(1, 11, sequences=1, length=12, vocabulary=64)[0]
+    lengths = torch.tensor([0, 5, 12], dtype=torch.int32)
+    block = create_block_mask(lambda b, h, q, k: (q >= k) & ((q < 5) == (k < 5)), 1, None, 12, 12, device="cpu")
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    for implementation, extra in (
+        ("flex_attention", {"attention_mask": block}),
+        ("sdpa", {"cu_seq_lens_q": lengths, "cu_seq_lens_k": lengths, "max_length_q": 7, "max_length_k": 7}),
+        ("flash", {"position_ids": positions}),
+    ):
+        model = model_of("llama", "sdpa" if implementation == "flash" else implementation)
+        if implementation == "flash":
+            # As flash attention is called, which needs a GPU.
+            from transformers import masking_utils
+
+            mask_function = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping
+            mask_function["sdpa"] = lambda *_, **__: None
+        scope = forgetscope.attach(model, budget_bytes=0)
+        try:
+            with pytest.warns(RuntimeWarning, match="attention of probes is not measured: only the") as said:
+                scope.probe("a", [{"input_ids": tokens, **extra}])
+        finally:
+            if implementation == "flash":
+                del mask_function["sdpa"]
+        assert len([one for one in said if "forgetscope" in str(one.message)]) == 1
+        assert records_of(scope, "attention").empty and len(records_of(scope, "representation")) == 2, implementation
+        scope.close()
+
+
 def test_a_pass_leaves_no_trace(tiny):
     tiny.layers[0].mlp.eval()  # a module whose mode is its own
     loss_of(tiny, batches(1, 0)[0]).backward()

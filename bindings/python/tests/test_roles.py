@@ -173,6 +173,44 @@ def test_models_of_transformers(name, caplog):
         assert [entry.name for entry in wrapped] == [entry.name for entry in measured_parameters(model)]
 
 
+def qkv_of(config) -> str:
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    (found,) = [
+        one for one in measured_parameters(model) if one.role == Role.QKV and one.layer == 0 and len(one.shape) > 1
+    ]
+    return described(found)
+
+
+def test_joint_projections_that_lie_otherwise_than_their_names_say():
+    gpt = {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 64, "n_positions": 32}
+    bigcode, falcon = transformers.GPTBigCodeConfig, transformers.FalconConfig
+    assert qkv_of(bigcode(**gpt, multi_query=True)) == "qkv 4/1 interleaved rows"
+    assert qkv_of(bigcode(**gpt, multi_query=False)) == "qkv 4/4 interleaved rows"
+    few = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+    assert qkv_of(falcon(**few, multi_query=True)) == "qkv 4/1 interleaved rows"
+    assert qkv_of(falcon(**few, multi_query=False)) == "qkv 4/4 interleaved rows"
+    assert qkv_of(falcon(**few, new_decoder_architecture=True, num_kv_heads=2)) == "qkv 4/2 interleaved rows"
+    # Four blocks of queries, values and keys: the library has no word for it.
+    assert qkv_of(transformers.CodeGenConfig(**gpt | {"n_ctx": 32, "rotary_dim": 4})) == "qkv"
+
+
+def test_linear_attention_has_heads_that_the_config_does_not_count():
+    config = transformers.Qwen3NextConfig(
+        **GROUPED,
+        head_dim=8,
+        linear_num_value_heads=2,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=16,
+        num_experts=0,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    found = {entry.name: described(entry) for entry in measured_parameters(model)}
+    assert found["model.layers.0.linear_attn.out_proj.weight"] == "output"
+    assert found["model.layers.1.self_attn.o_proj.weight"] == "output 4/2 separate columns"
+
+
 def test_bert():
     config = transformers.BertConfig(**SMALL)
     check(transformers.AutoModelForMaskedLM.from_config(config), "bert.encoder.layer", BERT, 2)

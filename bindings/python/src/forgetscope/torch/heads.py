@@ -15,6 +15,13 @@ from .._abi import HeadLayout, Role
 
 _HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "nhead", "encoder_attention_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "num_query_groups")
+# Attention modules whose joint projection lies otherwise than its name says.
+_JOINT = {
+    # Four blocks of queries, values and keys: there is no word for it, so it stays whole.
+    "CodeGenAttention": HeadLayout.NONE,
+    # With one key head for all there is one group, and either word is right.
+    "GPTBigCodeAttention": HeadLayout.INTERLEAVED,
+}
 _SPLIT = {Role.QUERY, Role.KEY, Role.VALUE, Role.QKV, Role.OUTPUT, Role.GATE}
 
 
@@ -46,11 +53,20 @@ def head_counts(modules: list[nn.Module]) -> tuple[int, int] | None:
         for source in (module, getattr(module, "config", None)):
             if source is not None and (heads := _first(source, _HEADS)):
                 kv_heads = _first(source, _KV_HEADS)
+                config = getattr(module, "config", None)
                 if kv_heads is None and source is module:
                     # An attention module that counts its query heads only: its config knows the others.
-                    kv_heads = _first(getattr(module, "config", None), _KV_HEADS)
+                    kv_heads = _first(config, _KV_HEADS)
+                if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+                    kv_heads = 1
                 return heads, kv_heads or heads
     return None
+
+
+def layout_in(modules: list[nn.Module], role: Role, layout: HeadLayout) -> HeadLayout:
+    """The layout of a projection, which its name says, as it is in `modules` (outermost first)."""
+    kinds = {type(module).__name__ for module in modules} & _JOINT.keys()
+    return _JOINT[kinds.pop()] if kinds and role == Role.QKV else layout
 
 
 def head_map(

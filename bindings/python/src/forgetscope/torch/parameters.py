@@ -17,13 +17,15 @@ from torch import nn
 from .._abi import HeadLayout, Role
 from .._library import invalid
 from ..names import member
-from .heads import WHOLE, HeadMap, fits, head_counts, head_map
+from .heads import WHOLE, HeadMap, fits, head_counts, head_map, layout_in
 from .roles import role_of
 from .rules import Rule
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)(?=\.|$)")
+# Its heads are others than those that the config counts.
+_LINEAR_ATTENTION = re.compile(r"(?:^|\.)linear_attn\.")
 # Of these data types the library can read values; others are quantised.
 _MEASURABLE = {
     getattr(torch, name)
@@ -153,9 +155,9 @@ def _entries(
 
 def _known(name: str, role: Role, layout: HeadLayout, shape: tuple[int, ...], around: list[nn.Module]) -> HeadMap:
     counts = head_counts(around)
-    if counts is None or not _keeps_heads(name, role):
+    if counts is None or not _keeps_heads(name, role) or _LINEAR_ATTENTION.search(name):
         return WHOLE
-    return head_map(role, layout, shape, *counts, _is_transposed(around[-1]))
+    return head_map(role, layout_in(around, role, layout), shape, *counts, _is_transposed(around[-1]))
 
 
 def _keeps_heads(name: str, role: Role) -> bool:

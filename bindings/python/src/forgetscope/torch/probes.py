@@ -5,11 +5,11 @@ Taken from the model by hooks that are there during the pass only: hidden states
 
 - transformers' attention functions get query, key and mask; they are handed over as they enter the product, and the
   library computes the few rows that it looks at;
-- `nn.MultiheadAttention` is asked for its probabilities;
+- `nn.MultiheadAttention` is asked for its probabilities, which the model does not notice;
 - a model that returns `attentions` (as with `output_attentions=True`) has them taken from there.
 
 Masks that are neither causal nor absent (padding) need whole matrices of probabilities: batches without padding are
-cheaper.
+cheaper. What sequences that are packed into one may see is not told to hooks: their attention is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from torch import nn
 
 from .._abi import Mask, Role
 from ..scope import ProbePass, Scope
+from ..watch import Watch
 from .aside import aside
+from .masks import is_unknown, plain_mask, probabilities, visible_keys
+from .multihead import probabilities_of
 from .parameters import Measured, layer_prefix, module_paths
 from .references import on_device
 from .sharding import is_sharded, local, part_of
@@ -47,7 +50,7 @@ class Points:
     """Output projection of a layer's attention, and the number of heads."""
     routers: dict[int, tuple[nn.Module, int]]
     """Router of a layer, and how many experts a token goes to."""
-    attentions: dict[nn.Module, int]
+    attentions: dict[nn.MultiheadAttention, int]
     """Layer of each `nn.MultiheadAttention`."""
     owners: dict[nn.Module, int]
     """Layer of every module that is in one: attention functions are called with a module."""
@@ -113,8 +116,8 @@ def _projection(module: nn.Module, heads: int) -> _Projection | None:
 class _Capture:
     """The hooks of one pass. A batch of the pass begins with the first tensor that shows how large it is."""
 
-    def __init__(self, probe: ProbePass, points: Points) -> None:
-        self._probe, self._points = probe, points
+    def __init__(self, probe: ProbePass, points: Points, watch: Watch) -> None:
+        self._probe, self._points, self._watch = probe, points, watch
         self._labels: Any = None
         self._is_begun = False
         self._seen: set[tuple[str, int]] = set()
@@ -145,8 +148,7 @@ class _Capture:
             for layer, (module, top_k) in self._points.routers.items():
                 stack.callback(module.register_forward_hook(self._router(layer, top_k)).remove)
             for module, layer in self._points.attentions.items():
-                stack.callback(module.register_forward_pre_hook(self._ask_weights, with_kwargs=True).remove)
-                stack.callback(module.register_forward_hook(self._weights(layer)).remove)
+                stack.enter_context(probabilities_of(module, self._weights(layer, module)))
             # Without hooks inside, this path of nn.TransformerEncoder would go past them.
             fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
@@ -196,17 +198,13 @@ class _Capture:
 
         return hook
 
-    @staticmethod
-    def _ask_weights(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "need_weights": True, "average_attn_weights": False}
+    def _weights(self, layer: int, module: nn.MultiheadAttention) -> Callable[[torch.Tensor, torch.Tensor], None]:
+        def seen(output: torch.Tensor, probabilities: torch.Tensor) -> None:
+            if probabilities.ndim == 4 and self._first("attention", layer):
+                self._begin(_sequences_first(module, output))
+                self._given(layer, probabilities)
 
-    def _weights(self, layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if output[1] is not None and self._first("attention", layer):
-                self._begin(_sequences_first(module, output[0]))
-                self._given(layer, output[1])
-
-        return hook
+        return seen
 
     @contextmanager
     def _intercepted(self, interface: Any) -> Iterator[None]:
@@ -253,6 +251,13 @@ class _Capture:
         """`query` and `key`: [sequences, heads, tokens, width]."""
         if kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
             return  # logits that query and key do not give
+        if is_unknown(mask, len(query), kwargs):
+            self._watch.say(
+                "attention of probes is not measured",
+                f"only the attention function of layer {layer} knows what queries see; give batches of sequences that "
+                "are not packed, or a model with sdpa or eager attention",
+            )
+            return
         query, key = local(query), local(key)
         self._begin(query.transpose(1, 2))
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -260,10 +265,10 @@ class _Capture:
         window = kwargs.get("sliding_window") or 0
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        visible = _visible(mask, query.shape[2], key.shape[2])
-        plain = _plain_mask(visible, causal, window, query.shape[2], key.shape[2], query.device)
+        visible = visible_keys(mask, query.shape[2], key.shape[2])
+        plain = plain_mask(visible, causal, window, query.shape[2], key.shape[2], query.device)
         if plain is None:
-            self._given(layer, _probabilities(query, key, visible, scale, softcap), window)
+            self._given(layer, probabilities(query, key, visible, scale, softcap), window)
             return
         self._probe.attention(
             layer,
@@ -296,9 +301,9 @@ class _Capture:
     def returned(self, output: Any) -> None:
         """Attention that the model returned by itself."""
         attentions = getattr(output, "attentions", None) or ()
-        for layer, probabilities in zip(sorted(self._points.layers), attentions, strict=False):
-            if self._is_begun and isinstance(probabilities, torch.Tensor) and self._first("attention", layer):
-                self._given(layer, probabilities)
+        for layer, returned in zip(sorted(self._points.layers), attentions, strict=False):
+            if self._is_begun and isinstance(returned, torch.Tensor) and self._first("attention", layer):
+                self._given(layer, returned)
 
 
 def _attention_interfaces(model: nn.Module) -> list[Any]:
@@ -319,43 +324,6 @@ def _sequences_first(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return states.transpose(0, 1) if is_tokens_first and states.ndim == 3 else states
 
 
-def _visible(mask: Any, queries: int, keys: int) -> torch.Tensor | None:
-    """Which keys each query sees, [sequences or 1, heads or 1, queries, keys]; None: the mask says nothing."""
-    if not isinstance(mask, torch.Tensor):
-        return None
-    if mask.ndim == 2:
-        # Flash attention: which keys are not padding.
-        return None if bool(mask.bool().all()) else mask.bool()[:, None, None, :].expand(-1, 1, queries, keys)
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def _plain_mask(
-    visible: torch.Tensor | None, causal: bool, window: int, queries: int, keys: int, device: torch.device
-) -> Mask | None:
-    """The mask by its name; None if it is another one."""
-    if visible is None:
-        return Mask.CAUSAL if causal and queries > 1 else Mask.NONE
-    if bool(visible.all()):
-        return Mask.NONE
-    behind = torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
-    expected = (behind >= 0) & (behind < window) if window else behind >= 0
-    return Mask.CAUSAL if queries == keys and bool((visible == expected).all()) else None
-
-
-def _probabilities(
-    query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor | None, scale: float, softcap: float
-) -> torch.Tensor:
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = query.float() @ key.float().transpose(2, 3) * scale
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    if visible is not None:
-        # A row that sees nothing, as padding does, stays a row of probabilities.
-        blind = ~visible.any(-1, keepdim=True)
-        logits = logits.masked_fill(~(visible | blind), -torch.inf)
-    return logits.softmax(-1)
-
-
 def run_probe(
     scope: Scope,
     model: nn.Module,
@@ -365,11 +333,12 @@ def run_probe(
     forward: Forward | None,
     labels: Callable[[Any], Any] | None,
     stream: int | None,
+    watch: Watch,
     **options: Any,
 ) -> None:
     """One pass. `labels(batch)`: a class per sequence or token, for neural collapse."""
     with aside(model), torch.no_grad(), scope.probe(task, stream=stream, **options) as probe:
-        capture = _Capture(probe, points)
+        capture = _Capture(probe, points, watch)
         with capture.hooks(model):
             for batch in batches:
                 capture.new_batch(None if labels is None else labels(batch))

@@ -280,6 +280,7 @@ class TorchScope(Attached):
             forward or self._forward,
             labels,
             self._stream(),
+            self._watch,
             continued=continued,
             run=run,
             base=base,
