@@ -1,5 +1,8 @@
 """What goes wrong in training is seen as it is, and measuring goes on behind it."""
 
+import copy
+import warnings
+
 import forgetscope
 import pytest
 import torch
@@ -228,4 +231,62 @@ def test_an_exception_within_a_task_is_not_replaced(tiny):
         raise OutOfMemory
     with pytest.raises(Error, match="task"), scope.task("b"):
         scope.task_end()
+    scope.close()
+
+
+def test_warnings_that_are_errors_do_not_reach_the_trainer(tiny, capfd, monkeypatch):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with forgetscope.attach(tiny, optimizer, every=1) as scope, scope.task("a"):
+            monkeypatch.setattr(scope._bindings, "update_gradients", lambda: 1 / 0)
+            for tokens in batches(3, 0):
+                backward(tiny, tokens)
+                optimizer.step()
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("forgetscope")]
+    assert len(said) == 2 and "of no known role" in said[0] and "division by zero" in said[1]
+
+
+def test_an_optimizer_of_another_model_is_pointed_out(tiny):
+    other = torch.optim.SGD(copy.deepcopy(tiny).parameters(), lr=0.1)
+    with pytest.warns(RuntimeWarning) as said:
+        scope = forgetscope.attach(tiny, other, every=1, rules=RULES)
+        for _ in range(2):
+            other.step()
+    assert [str(one.message).split(":")[1] for one in said] == [
+        " the optimizer has none of the parameters that are measured",
+        " no gradient was found",
+    ]
+    scope.close()
+
+
+def test_a_second_scope_on_an_optimizer_is_pointed_out(tiny):
+    """As when a cell of a notebook is run again."""
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    first = forgetscope.attach(tiny, optimizer, rules=RULES)
+    with pytest.warns(RuntimeWarning, match="an optimizer has the hooks of another scope"):
+        second = forgetscope.attach(tiny, optimizer, rules=RULES)
+    first.close()
+    second.watch(optimizer)
+    second.close()
+
+
+def test_a_compiled_update_is_measured(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+
+    @torch.compile(backend="eager")
+    def update():
+        optimizer.step()
+
+    expected = []
+    with scope.task("a"):
+        for tokens in batches(3, 0):
+            expected.append(backward(tiny, tokens))
+            update()
+            scope.flush()
+    steps = records_of(scope, "step")
+    assert steps.gradient_squares.tolist() == pytest.approx(expected, rel=1e-5)
+    updates = records_of(scope, "update").query("level == 'model'").updates
+    assert updates.tolist() == pytest.approx([0.01 * square for square in expected], rel=1e-3)
     scope.close()

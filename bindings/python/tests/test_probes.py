@@ -98,36 +98,55 @@ def test_what_is_taken_is_what_the_model_returns(name, implementation, padded):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
-def test_contributions_of_heads(name):
-    """‖Δ(o_h W_O)‖ of each head, from the inputs of the output projection."""
+def test_contributions_of_heads(name, monkeypatch):
+    """‖Δ(o_h W_O)‖ of each head in units of the residual stream, from the inputs of the output projection."""
+    monkeypatch.setenv("FGS_PROBE_TOKENS_PER_SEQUENCE", "12")  # all of them
     model = model_of(name, "sdpa")
     scope = forgetscope.attach(model, budget_bytes=0)
-    seen: list[dict[int, torch.Tensor]] = []
+    outputs: list[dict[int, torch.Tensor]] = []
+    added: list[dict[int, torch.Tensor]] = []
+    residual: dict[int, float] = {}
+
+    def watch(layer: int, module: nn.Module) -> None:
+        matrix = module.weight.detach().double()
+        matrix = (matrix.t() if type(module).__name__ == "Conv1D" else matrix).clone()
+
+        def hook(_, inputs) -> None:
+            o = inputs[0].detach().double().view(*inputs[0].shape[:2], 4, -1)
+            outputs[-1][layer] = o
+            added[-1][layer] = torch.einsum("nthw,dhw->nthd", o, matrix.view(len(matrix), 4, -1))
+
+        hooks.append(module.register_forward_pre_hook(hook))
+
+    def watch_stream(layer: int, module: nn.Module) -> None:
+        def hook(_, __, output) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            residual.setdefault(layer, float(states.double().norm()))
+
+        hooks.append(module.register_forward_hook(hook))
+
     for _ in range(2):
-        seen.append({})
-        hooks = []
+        hooks: list = []
+        outputs.append({})
+        added.append({})
         for layer, (module, _heads) in scope._points.outputs.items():
-            matrix = module.weight.detach().clone()
-            matrix = matrix.t() if type(module).__name__ == "Conv1D" else matrix
-
-            def hook(_m, inputs, layer=layer, matrix=matrix):
-                o = inputs[0].detach().double().view(*inputs[0].shape[:2], 4, -1)
-                seen[-1][layer] = torch.einsum("nthw,dhw->nthd", o, matrix.double().view(matrix.shape[0], 4, -1))
-
-            hooks.append(module.register_forward_pre_hook(hook))
+            watch(layer, module)
+        for layer, module in scope._points.layers.items():
+            watch_stream(layer, module)
         scope.probe("a", probe_batches()[:1])
-        for h in hooks:
-            h.remove()
+        for hook in hooks:
+            hook.remove()
         moved(model)
-    frame = records_of(scope, "head")
-    assert set(frame.layer) == {0, 1} and set(frame["head"]) == {0, 1, 2, 3}
-    for row in frame.itertuples():
-        then, now = (pass_[row.layer][:, :, row.head] for pass_ in seen)
-        # Tokens are sampled, and the residual stream divides: the order of heads and the rough size are the same.
-        change = float((now - then).norm() / then.norm())
-        assert 0 < row.contribution_change < 10 * change
-        cosine = float((now * then).sum() / now.norm() / then.norm())
-        assert row.output_cosine == pytest.approx(cosine, abs=0.2)
+    frame = records_of(scope, "head").set_index(["layer", "head"])
+    assert len(frame) == 8 and frame.contribution_change.nunique() == 8
+    for layer in range(2):
+        for head in range(4):
+            row = frame.loc[layer, head]
+            then, now = (pass_[layer][:, :, head] for pass_ in added)
+            assert row.contribution_change == pytest.approx(float((now - then).norm()) / residual[layer], rel=1e-4)
+            then, now = (pass_[layer][:, :, head] for pass_ in outputs)
+            cosine = float((now * then).sum() / now.norm() / then.norm())
+            assert row.output_cosine == pytest.approx(cosine, abs=1e-5)
     scope.close()
 
 

@@ -5,20 +5,26 @@ Inside a step nothing may raise, and a fault that comes with every step should n
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 
 
 class Watch:
-    """The first refusal of a sort is a `RuntimeWarning`, later ones are silent."""
+    """The first refusal of a sort is a `RuntimeWarning`, later ones are silent. Never raises."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
-    def say(self, what: str, sentence: str) -> None:
+    def say(self, what: str, sentence: str, stacklevel: int = 3) -> None:
+        """`what` is the sort: without numbers that change from step to step."""
         with self._lock:
             if what in self._said:
                 return
             self._said.add(what)
-        warnings.warn(f"forgetscope: {what}: {sentence}", RuntimeWarning, stacklevel=3)
+        try:
+            warnings.warn(f"forgetscope: {what}: {sentence}", RuntimeWarning, stacklevel)
+        except RuntimeWarning as warning:
+            # Where warnings are errors. Those are for the trainer's own mistakes: this one must not end a training.
+            print(warning, file=sys.stderr)

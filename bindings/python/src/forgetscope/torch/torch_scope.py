@@ -14,7 +14,6 @@ Training is the same, bit by bit, with and without it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -120,17 +119,8 @@ class TorchScope(Attached):
         everybody = distributed.group.WORLD if sharded and replica is None else self._average
         self._together = Together(everybody, next(model.parameters()).device)
         optimizers = _optimizers(optimizer)
-        super().__init__(Scope(**options))
-        try:
-            copies = Copies(model.parameters(), outer)
-            self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
-        except BaseException:
-            self.scope.close()
-            raise
         # Passes beside training are for the first copy; with sharded parameters all ranks take part in them.
         self._is_looking = outer is None or outer[0] == 0 or sharded
-        self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
-        self._check_devices()
         self._points = Points.of(self.model, measured)
         self._forward = forward
         self._probes = dict(probes or {})
@@ -138,13 +128,22 @@ class TorchScope(Attached):
         self._task: str | None = None
         self.unclassified = [entry.name for entry in measured if not entry.is_known]
         """Parameters that nothing says the role of. They are measured as role "other"."""
-        if self.unclassified:
-            self._say_unclassified()
         self._hooks: StepHooks | None = None
         self._first_step = 0
         self._grad_scaler = grad_scaler
-        if optimizers:
-            self.watch(optimizers)
+        super().__init__(Scope(**options))
+        try:
+            copies = Copies(model.parameters(), outer)
+            self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
+            self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
+            self._check_devices()
+            if self.unclassified:
+                self._say_unclassified()
+            if optimizers:
+                self.watch(optimizers)
+        except BaseException:
+            self.scope.close()
+            raise
 
     # Life
 
@@ -156,6 +155,7 @@ class TorchScope(Attached):
         if self.scope.disabled:
             return
         optimizers = _optimizers(optimizer)
+        self._check_optimizers(optimizers)
         loss_scale = LossScale(self._grad_scaler)
         self._hooks = StepHooks(self.scope, self._bindings, optimizers, self._stream, self._watch, loss_scale)
         self._hooks.step = self._first_step
@@ -327,20 +327,34 @@ class TorchScope(Attached):
         devices = {parameter.device for parameter in self._bindings.parameters if parameter.is_cuda}
         others = {p.device.type for p in self._bindings.parameters} - {"cpu", "cuda"}
         if len(devices) > 1 or others:
-            self.scope.close()
             what = ", ".join(sorted(map(str, devices or others)))
             raise Error(
                 Status.ERROR_UNSUPPORTED,
                 f"model: its parameters are on {what}; one process has them in host memory or on one CUDA device",
             )
 
+    def _check_optimizers(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        parameters = self._bindings.parameters
+        if parameters and _groups(optimizers).keys().isdisjoint(map(id, parameters)):
+            self._watch.say(
+                "the optimizer has none of the parameters that are measured",
+                "pass the model whose parameters the optimizer was made with (an engine that flattens them, as "
+                "DeepSpeed's, cannot be measured so)",
+                stacklevel=5,
+            )
+        if any(_is_watched(one) for one in optimizers):
+            self._watch.say(
+                "an optimizer has the hooks of another scope",
+                "close that one, or each step is measured twice, at twice the cost",
+                stacklevel=5,
+            )
+
     def _say_unclassified(self) -> None:
         names = ", ".join(self.unclassified[:8]) + (" …" if len(self.unclassified) > 8 else "")
-        warnings.warn(
-            f"forgetscope: {len(self.unclassified)} parameters are of no known role, and measured as 'other': {names}. "
-            "Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file of them",
-            RuntimeWarning,
-            stacklevel=4,
+        self._watch.say(
+            f"{len(self.unclassified)} parameters are of no known role, and measured as 'other'",
+            f"{names}. Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file",
+            stacklevel=5,
         )
 
 
@@ -356,6 +370,11 @@ def _optimizers(optimizer: Optimizers | None) -> list[torch.optim.Optimizer]:
             one = inner
         found.append(one)
     return found
+
+
+def _is_watched(optimizer: torch.optim.Optimizer) -> bool:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in hooks)
 
 
 def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, int]:
