@@ -224,6 +224,18 @@ fn tables_are_uploaded_when_an_address_changes() {
     });
 }
 
+/// A step that begins like the one before is made again from what the device has of it, unless something is bound within.
+#[test]
+fn what_is_bound_within_a_step_is_read_where_it_is() {
+    on_device("what_is_bound_within_a_step_is_read_where_it_is", &[], || {
+        use_device(0);
+        let expected = values(&run(Trainer::new(0)));
+        let mut trainer = Trainer::new(0);
+        trainer.is_moving = true;
+        assert_same(&values(&run(trainer)), &expected);
+    });
+}
+
 /// Streams that run behind, and take turns.
 #[test]
 fn passes_on_two_streams_are_ordered() {

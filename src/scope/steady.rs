@@ -20,6 +20,8 @@ pub struct Steady {
     /// Which of the schedules in use were due.
     schedules: Vec<bool>,
     pub due: Arc<[bool]>,
+    /// Slices whose parameters are read before the update.
+    pub taken: Arc<[bool]>,
     pub references: Vec<ReferenceStep>,
     pub movement: MovementDraft,
     pub gradients: GradientsDraft,
@@ -52,6 +54,15 @@ impl Front {
         same.then_some(steady)
     }
 
+    /// Binding between the calls of a step, as where gradients get new memory before each, ends the likeness: passes made
+    /// again would read what lay there before.
+    pub(super) fn recheck_steady(&mut self) {
+        let is_unchanged = self.steady.as_ref().is_some_and(|steady| steady.changes == self.changes());
+        if let Some(measured) = &mut self.step.measured {
+            measured.steady &= is_unchanged;
+        }
+    }
+
     /// A step that is complete, if it can be made again.
     pub(super) fn new_steady(&self, measured: &Measured, is_partial: bool) -> Option<Steady> {
         let draft = &measured.draft;
@@ -64,6 +75,7 @@ impl Front {
             changes: self.changes(),
             schedules: self.schedules.iter().map(|schedule| schedule.is_due(draft.sums.step)).collect(),
             due: measured.due.clone(),
+            taken: measured.taken.clone(),
             references: draft.sums.references.clone(),
             movement,
             gradients,

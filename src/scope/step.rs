@@ -103,10 +103,10 @@ pub(super) struct Measured {
     /// Tensors that were fed and need not be read again.
     fed: Vec<bool>,
     /// Slices whose parameters were read before the update.
-    taken: Vec<bool>,
+    pub taken: Arc<[bool]>,
     spent_ns: u64,
     /// It is made of the same passes as the one before.
-    steady: bool,
+    pub steady: bool,
     /// The step goes into a graph.
     pub replays: Option<Arc<Replays>>,
 }
@@ -207,6 +207,7 @@ impl Front {
     /// The step may be a captured one, whose passes cannot settle anything; else references are as they stay.
     fn before_pass(&mut self) {
         self.enter_capture();
+        self.recheck_steady();
         if self.step.measured.as_ref().is_some_and(|measured| measured.replays.is_none() && !measured.steady) {
             self.settle_references();
         }
@@ -266,6 +267,7 @@ impl Front {
             return Err(Error::WrongPhase("fgs_step_end: no step has begun; call fgs_step_begin first".into()));
         }
         self.step.phase = Phase::Idle;
+        self.recheck_steady();
         // A step that is captured runs at replays, which are counted where they are.
         let is_captured = self.step.measured.as_ref().is_some_and(|measured| measured.replays.is_some());
         self.updates += u64::from(applied && !is_captured);
@@ -318,7 +320,7 @@ impl Measured {
     /// `due`: which tensors are.
     pub fn new(sums: StepSums, due: Arc<[bool]>) -> Self {
         let draft = StepDraft { sums, movement: None, gradients: Vec::new(), updates: None };
-        let (fed, taken) = (vec![false; due.len()], Vec::new());
+        let (fed, taken) = (vec![false; due.len()], Arc::default());
         Self { draft, due, fed, taken, spent_ns: 0, steady: false, replays: None }
     }
 
@@ -347,6 +349,7 @@ impl Measured {
         let again = Again(stream);
         let Some(movement) = steady.movement.with(&again) else { return false };
         self.draft.movement = Some(movement);
+        self.taken = steady.taken.clone();
         self.draft.gradients = steady.gradients.with(&again).into_iter().collect();
         true
     }

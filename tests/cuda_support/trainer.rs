@@ -57,6 +57,10 @@ pub struct Trainer {
     pub is_patient: bool,
     /// Copies to the device may fail: the test made them.
     pub may_fail: bool,
+    /// In each step gradients get other memory before they are read, and parameters in the update. What they leave holds
+    /// NaN.
+    pub is_moving: bool,
+    spare: Option<[Vec<Bytes>; 2]>,
 }
 
 /// The context that is current on this thread.
@@ -77,7 +81,8 @@ impl Trainer {
     /// Allocates its tensors in the current context, which is of the device with this ordinal.
     pub fn new(ordinal: i32) -> Self {
         let buffers = || SHAPES.map(|[rows, cols]| Bytes::new(4 * (rows * cols) as usize)).into();
-        let trainer = Self { own: current(), ordinal, device: Some([buffers(), buffers()]), ..Self::on_host() };
+        let [device, spare] = [(); 2].map(|()| Some([buffers(), buffers()]));
+        let trainer = Self { own: current(), ordinal, device, spare, ..Self::on_host() };
         trainer.upload(1, &trainer.parameters);
         trainer
     }
@@ -102,6 +107,8 @@ impl Trainer {
             directory: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory"),
             is_patient: true,
             may_fail: false,
+            is_moving: false,
+            spare: None,
         }
     }
 
@@ -284,6 +291,7 @@ impl Trainer {
             self.differentiate(task);
             self.begin_and_read();
             self.descend();
+            self.relocate(fgs_data::FGS_PARAM);
             self.end();
             if self.is_patient {
                 self.flush();
@@ -302,8 +310,23 @@ impl Trainer {
         let step = self.step;
         // SAFETY: the scope is open.
         self.call("fgs_step_begin", |scope, _| unsafe { fgs_step_begin(scope, step) });
+        self.relocate(fgs_data::FGS_GRAD);
         // SAFETY: the scope is open; the tensors are the trainer's.
         self.call("fgs_gradients_ready", |scope, stream| unsafe { fgs_gradients_ready(scope, 0.5, 0, stream) });
+    }
+
+    fn relocate(&mut self, data: fgs_data) {
+        let (Some(device), Some(spare), true) = (&mut self.device, &mut self.spare, self.is_moving) else { return };
+        let which = data as usize;
+        std::mem::swap(&mut device[which], &mut spare[which]);
+        spare[which].iter().for_each(|left| left.write(&vec![0xff; left.len]));
+        let addresses = [0, 1].map(|k| device[which][k].address as *mut c_void);
+        self.upload(which, [&self.gradients, &self.parameters][which]);
+        let (ids, count) = ([0, 1], 2);
+        // SAFETY: the scope is open; there are as many ids and addresses, and the tensors are the trainer's.
+        self.call("fgs_rebind", |scope, _| unsafe {
+            fgs_rebind(scope, data as u32, ids.as_ptr(), addresses.as_ptr(), count)
+        });
     }
 
     pub fn end(&mut self) {
