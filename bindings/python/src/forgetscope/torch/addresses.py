@@ -4,7 +4,7 @@ Most steps change addresses and nothing else: they are collected, compared, and 
 whose data came, went, or is laid out otherwise than before is bound anew, and only that one. What cannot be read at all
 (sparse gradients) is said once and left alone.
 
-Costs about 0.05 µs for each place and each thing that is looked at: address, and, of gradients, whether it is dense.
+Costs about 0.06 µs for each place and each thing that is looked at: address, and, of gradients, whether it is dense.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Addresses:
         addresses = self._only_moved(tensors)
         if addresses is None:
             return self._look_in_full(tensors)
-        if addresses != self._addresses:
+        if addresses is not self._addresses:
             self._rebind(addresses)
         return False
 
@@ -100,19 +100,22 @@ class Addresses:
             found = [tensors[place] for place in self._bound]
         try:
             addresses = list(map(_address, found))
-            if not self._is_laid_out_as_before(addresses, found):
+            is_same = addresses == self._addresses
+            if not self._is_laid_out_as_before(is_same, found):
                 return None
         except (TypeError, RuntimeError):
             # One that was there is None, or sparse now.
             return None
+        if is_same:
+            return self._addresses
         # Memory that was given back has the address 0.
         return addresses if all(addresses) else None
 
-    def _is_laid_out_as_before(self, addresses: list[int], found: Sequence[torch.Tensor]) -> bool:
+    def _is_laid_out_as_before(self, is_where_it_was: bool, found: Sequence[torch.Tensor]) -> bool:
         if self._source == Data.PARAM:
             # As long as parameters do not move they are laid out as they were; when they move, anything may be new.
             layouts = self._layouts
-            return addresses == self._addresses or all(
+            return is_where_it_was or all(
                 _layout(tensor) == layouts[place] for place, tensor in zip(self._bound, found, strict=True)
             )
         # A gradient has its parameter's shape, type and device, but strides of its own.

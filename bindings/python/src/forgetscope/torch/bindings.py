@@ -4,7 +4,7 @@
 update or between two (offloading, averaged weights). So in a sampled step both are looked for before the library reads
 them, parameters again after the update. In a step that is not sampled nothing is looked at.
 
-Costs about 0.3 µs for each tensor of a sampled step (`make bench-python`).
+Costs about 0.4 µs for each tensor of a sampled step (`make bench-python`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ moment that is measured. Several optimizers make one step: it begins with the fi
 of all have to be final, and ends when each had its turn, or one has its second. An optimizer that raises leaves its
 step open: it is ended as one without an update as soon as anything else begins.
 
-Costs about 3 µs for a step that is not sampled (`make bench-python`). Nothing here raises: what fails is said once, and
+Costs about 4 µs for a step that is not sampled (`make bench-python`). Nothing here raises: what fails is said once, and
 training goes on.
 """
 
