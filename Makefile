@@ -101,19 +101,22 @@ overhead-preload: $(SETUP) preload mpi-trainer  ## how much a trainer is slowed 
 nccl: $(NCCL)        ## build/nccl: NVIDIA's NCCL, for the tests of the preload
 	@true
 
-install: lib preload program  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
-	@scripts/install --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
+build: lib preload program  ## build what is installed
+
+# Under sudo nothing is built: root has another Rust, and would own what it builds.
+install: $(if $(SUDO_USER),,build)  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
+	@scripts/install --prefix "$(PREFIX)" --libdir "$(LIBDIR)" --destdir "$(DESTDIR)"
 
 uninstall:           ## remove what `make install` installed
-	@scripts/install --uninstall --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
+	@scripts/install --uninstall --prefix "$(PREFIX)" --libdir "$(LIBDIR)" --destdir "$(DESTDIR)"
 
-dist: lib preload program  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
+dist: build  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
 	@rm -rf $(BUILD)/dist/$(DIST)
 	@scripts/install --prefix /$(DIST) --destdir $(abspath $(BUILD)/dist)
 	@tar -C $(BUILD)/dist --sort=name --owner=0 --group=0 --numeric-owner -czf $(BUILD)/dist/$(DIST).tar.gz $(DIST)
 	@echo "$(BUILD)/dist/$(DIST).tar.gz"
 
-deb: lib preload program $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
+deb: build $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
 	@scripts/deb
 
 wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the library inside
