@@ -1,7 +1,8 @@
 /* One form of reduction and, if wanted, one form of gathering, in every step, with numbers that are known: in step s each of
  * n ranks gives (rank + 1) * (s + 1) to every element of two buckets, and parameters are s + 1 after the step. Requests are
  * waited for together. */
-#include <mpi.h>
+#include "check_mpi.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,14 +16,6 @@ static MPI_Status statuses[BUCKETS];
 static int rank, size;
 /* Of each bucket, for as long as a request goes on. */
 static int counts[BUCKETS][MAX_RANKS], displacements[BUCKETS][MAX_RANKS];
-
-#define CHECK(condition)                                                           \
-    do {                                                                           \
-        if (!(condition)) {                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);        \
-            MPI_Abort(MPI_COMM_WORLD, 1);                                          \
-        }                                                                          \
-    } while (0)
 
 /* Returns where the result of this rank is, and in `count` how many elements it has. */
 static const float *reduce(const char *name, int b, int *count) {
