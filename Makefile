@@ -8,6 +8,7 @@ SHELL := /bin/bash
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 BUILD   := build
 CARGO   := cargo
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
 SETUP   := $(BUILD)/.setup
 PYTHON  := $(BUILD)/python/.ready
 CUDA    := $(BUILD)/cuda/.ready
@@ -69,25 +70,28 @@ test-gpu:            ## the tests on this machine's GPU (under 8 minutes); witho
 bench-gpu:           ## what measuring costs on this machine's GPU; writes benches/results
 	@scripts/bench-gpu
 
-lib: $(SETUP)        ## build/lib/libforgetscope.so
-	$(CARGO) build -q --release -p forgetscope
+# Builds a shared library and puts it into build/lib: $(call shared-library,NAME). A new file takes the place of an old one,
+# so that a trainer that runs with the old one keeps it.
+define shared-library
+	$(CARGO) build -q --release -p $(subst _,-,$(1)) --target-dir $(TARGET)
 	@mkdir -p $(BUILD)/lib
-	@# `install` makes a new file: a trainer that runs with the old one keeps it.
-	@install -m 755 target/release/libforgetscope.so $(BUILD)/lib/libforgetscope.so.$(VERSION)
-	@ln -sf libforgetscope.so.$(VERSION) $(BUILD)/lib/libforgetscope.so.0
-	@ln -sf libforgetscope.so.0 $(BUILD)/lib/libforgetscope.so
+	@install -m 755 $(TARGET)/release/lib$(1).so $(BUILD)/lib/lib$(1).so.$(VERSION)
+	@ln -sf lib$(1).so.$(VERSION) $(BUILD)/lib/lib$(1).so.0
+	@ln -sf lib$(1).so.0 $(BUILD)/lib/lib$(1).so
+endef
+
+lib: $(SETUP)        ## build/lib/libforgetscope.so
+	$(call shared-library,forgetscope)
 
 preload: $(SETUP)    ## build/lib/libforgetscope_preload.so
-	$(CARGO) build -q --release -p forgetscope-preload
-	@mkdir -p $(BUILD)/lib
-	@install -m 755 target/release/libforgetscope_preload.so $(BUILD)/lib/libforgetscope_preload.so.$(VERSION)
-	@ln -sf libforgetscope_preload.so.$(VERSION) $(BUILD)/lib/libforgetscope_preload.so.0
-	@ln -sf libforgetscope_preload.so.0 $(BUILD)/lib/libforgetscope_preload.so
+	$(call shared-library,forgetscope_preload)
 
+# In a directory of its own: what it depends on turns features on in crates that the library has too, and cargo would build
+# the library anew whenever the other one is asked for.
 program: $(SETUP)    ## build/bin/forgetscope
-	$(CARGO) build -q --release -p forgetscope-cli
+	$(CARGO) build -q --release -p forgetscope-cli --target-dir $(TARGET)/program
 	@mkdir -p $(BUILD)/bin
-	@install -m 755 target/release/forgetscope $(BUILD)/bin/forgetscope
+	@install -m 755 $(TARGET)/program/release/forgetscope $(BUILD)/bin/forgetscope
 
 trainer: $(SETUP) lib  ## build/trainer/trainer
 	@$(MAKE) -s -C examples/trainer BUILD=$(abspath $(BUILD)/trainer) FGS_LIB=$(abspath $(BUILD)/lib)
@@ -101,19 +105,22 @@ overhead-preload: $(SETUP) preload mpi-trainer  ## how much a trainer is slowed 
 nccl: $(NCCL)        ## build/nccl: NVIDIA's NCCL, for the tests of the preload
 	@true
 
-install: lib preload program  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
-	@scripts/install --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
+build: lib preload program  ## build what is installed
+
+# Under sudo nothing is built: root has another Rust, and would own what it builds.
+install: $(if $(SUDO_USER),,build)  ## install below PREFIX (/usr/local); LIBDIR names the library directory, DESTDIR stages
+	@scripts/install --prefix "$(PREFIX)" --libdir "$(LIBDIR)" --destdir "$(DESTDIR)"
 
 uninstall:           ## remove what `make install` installed
-	@scripts/install --uninstall --prefix $(PREFIX) --libdir $(LIBDIR) --destdir "$(DESTDIR)"
+	@scripts/install --uninstall --prefix "$(PREFIX)" --libdir "$(LIBDIR)" --destdir "$(DESTDIR)"
 
-dist: lib preload program  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
+dist: build  ## build/dist/forgetscope-VERSION-ARCH.tar.gz: the installed tree, to be unpacked anywhere
 	@rm -rf $(BUILD)/dist/$(DIST)
 	@scripts/install --prefix /$(DIST) --destdir $(abspath $(BUILD)/dist)
 	@tar -C $(BUILD)/dist --sort=name --owner=0 --group=0 --numeric-owner -czf $(BUILD)/dist/$(DIST).tar.gz $(DIST)
 	@echo "$(BUILD)/dist/$(DIST).tar.gz"
 
-deb: lib preload program $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
+deb: build $(CARGO_DEB)  ## build/dist/forgetscope_VERSION_ARCH.deb
 	@scripts/deb
 
 wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the library inside
@@ -141,7 +148,7 @@ $(SETUP): scripts/setup
 	@mkdir -p $(BUILD) && touch $@
 
 # Makes Debian packages.
-$(CARGO_DEB): $(SETUP)
+$(CARGO_DEB): | $(SETUP)
 	$(CARGO) install -q cargo-deb --version 3.8.0 --locked
 
 # What tests and benches compare with, in a virtual environment of its own.

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Arrows go one way. The C surface is `abi`; Rust programs of this project use `ring` to read, `scope::schema` for the
-//! meaning of records, and `control` to say something to whoever drives a scope. Start at `scope` for how a step is measured, at `docs/` for the mathematics.
+//! meaning of records, and `control` to say something to whoever drives a scope. Start at `scope` for how a step is measured,
+//! at `docs/` for the mathematics.
 
 pub mod abi;
 pub mod control;
@@ -18,3 +19,4 @@ pub mod ring;
 pub mod scope;
 pub mod sketch;
 pub mod stats;
+pub mod thread;

@@ -1,4 +1,5 @@
-//! Threads and processes: one scope on many threads, many scopes in one process, and a process that forks.
+//! Threads and processes: one scope on many threads, many scopes in one process, a process that forks, and one that waits for
+//! signals.
 
 mod abi_support;
 
@@ -12,4 +13,9 @@ fn threads() {
 #[test]
 fn fork() {
     run("fork");
+}
+
+#[test]
+fn signals() {
+    run("signals");
 }

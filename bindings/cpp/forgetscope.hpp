@@ -145,13 +145,13 @@ public:
         : View(std::ranges::data(data), dtype_of<std::ranges::range_value_t<Range>>::value,
                {static_cast<std::int64_t>(std::ranges::size(data))}, {}, place) {}
 
-    // The memory in another shape, row-major. A shape of another size is not taken: the view then stays one row, reads
-    // nothing that is not in the range, and the call that gets it says that the shape does not fit.
+    // The memory in another shape, row-major. A shape of another size reads nothing: the call that gets it refuses it.
     template <Elements Range>
     View(Range&& data, std::initializer_list<std::int64_t> shape, Place place = host) noexcept : View(data, place) {
         std::int64_t count = 1;
         for (std::int64_t length : shape) count *= length;
         if (shape.size() <= max_dims && count == shape_[0]) set(shape_, shape);
+        else dims_ = -1;
     }
 
     // Anything: `strides` in elements, empty for row-major. At most eight dimensions; more are refused by the call.
@@ -463,17 +463,18 @@ public:
     template <class Evaluate>
     Status curvature(fgs_curvature options, const std::string& task, Evaluate&& evaluate, double scale = 1.0,
                      void* stream = nullptr) {
-        struct End {
+        struct Run {
             fgs_scope* scope;
-            ~End() { fgs_curvature_end(scope); }
+            Status end() noexcept { return fgs_curvature_end(std::exchange(scope, nullptr)); }
+            ~Run() { if (scope) end(); }
         };
         options.task = task.c_str();
         if (const Status begun = fgs_curvature_begin(scope_, &options); !begun) return begun;
-        const End end{scope_};
+        Run run{scope_};
         for (;;) {
             fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;
             if (const Status next = fgs_curvature_next(scope_, &request); !next) return next;
-            if (request.want == FGS_CURVATURE_DONE) return {};
+            if (request.want == FGS_CURVATURE_DONE) return run.end();
             const double loss = evaluate(request.want == FGS_CURVATURE_GRADIENT);
             if (const Status submitted = fgs_curvature_submit(scope_, loss, scale, stream); !submitted) return submitted;
         }

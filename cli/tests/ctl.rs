@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -50,7 +51,9 @@ impl Job {
         done: impl FnOnce() -> T,
     ) -> (T, Vec<Vec<(u64, Command)>>) {
         let (is_over, answer) = (AtomicBool::new(false), &answer);
-        let is_over = &is_over;
+        // Until all have published a step.
+        let begun = Barrier::new(self.ranks.len() + 1);
+        let (is_over, begun) = (&is_over, &begun);
         thread::scope(|threads| {
             let ranks: Vec<_> = (0..)
                 .zip(&mut self.ranks)
@@ -62,6 +65,9 @@ impl Job {
                                 server.answer(&answer(rank, &command, step));
                                 told.push((step, command));
                             }
+                            if step == first {
+                                begun.wait();
+                            }
                             if is_over.load(Ordering::Relaxed) {
                                 break;
                             }
@@ -71,8 +77,7 @@ impl Job {
                     })
                 })
                 .collect();
-            // Until all have published a step.
-            thread::sleep(Duration::from_millis(50));
+            begun.wait();
             let end = End(is_over);
             let outcome = done();
             drop(end);
@@ -103,16 +108,16 @@ fn all_ranks_are_told_at_the_same_step() {
     let place = job.place().to_owned();
     let ring = job.ring(2);
     let (said, told) = job.trains(100, done, || {
-        let begun = stdout(&["ctl", "run", "task", "begin", "légal", "-D", &place, "--at-step", "200"]);
+        let begun = stdout(&["ctl", "run", "task", "begin", "légal", "-D", &place, "--at-step", "400"]);
         // By one rank's ring as well.
-        let every = stdout(&["ctl", text(&ring), "every", "3"]);
+        let every = stdout(&["ctl", text(&ring), "every", "3", "--at-step", "700"]);
         (begun, every)
     });
-    assert_eq!(said.0, "task begin légal: 4 ranks, before step 200\n");
-    assert!(said.1.starts_with("every 3: 4 ranks, before step 2"), "{}", said.1);
+    assert_eq!(said.0, "task begin légal: 4 ranks, before step 400\n");
+    assert_eq!(said.1, "every 3: 4 ranks, before step 700\n");
     for rank in &told {
-        assert_eq!(rank[0], (200, Command::TaskBegin("légal".into())));
-        assert_eq!((rank.len(), &rank[1]), (2, &told[0][1]), "the same step everywhere");
+        assert_eq!(rank[0], (400, Command::TaskBegin("légal".into())));
+        assert_eq!(rank[1..], [(700, Command::Every(3))]);
     }
 }
 
@@ -155,7 +160,7 @@ fn a_command_that_waits_is_said_and_taken_back() {
 #[test]
 fn who_cannot_be_told_is_said() {
     let mut job = Job::new("run", 2);
-    let place = job.place().to_owned();
+    let (place, ring) = (job.place().to_owned(), job.ring(0));
     let deaf = Run { name: "deaf".into(), ..Run::in_directory(job.directory.path()) };
     let _deaf = deaf.create().unwrap();
     assert!(failure(&["ctl", "deaf", "snapshot", "-D", &place]).contains("takes no commands"));
@@ -167,6 +172,11 @@ fn who_cannot_be_told_is_said() {
     drop(last);
     let (output, _) = job.trains(7, done, || forgetscope(&["ctl", "run", "every", "2", "-D", &place]));
     assert!(String::from_utf8_lossy(&output.stderr).contains("1 rank of 2 can be reached here"), "{output:?}");
+    // One that was started through another shell, as far as can be seen.
+    let _stranger = Job::rank(job.directory.path(), "run2", 1, 2, "elsewhere");
+    let (output, _) = job.trains(7, done, || forgetscope(&["ctl", text(&ring), "every", "2"]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("another job of that size runs here (1 rank)") && said.contains("FGS_PRELOAD_JOB"), "{said}");
     // All over.
     job.ranks.clear();
     let said = failure(&["ctl", "run", "snapshot", "-D", &place]);

@@ -10,6 +10,7 @@ use super::probe::Pass;
 use super::schema::Fault;
 use crate::device::cpu::set_float_mode;
 use crate::ring::{Record, VALUES, monotonic_ns};
+use crate::thread::spawn;
 use std::sync::Weak;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -50,9 +51,7 @@ impl Algebra {
     pub fn start(mut probes: Probes, rank: u32, results: Results) -> std::io::Result<Self> {
         let (sender, receiver) = channel();
         let mut outbox = Outbox { rank, results, records: Vec::new() };
-        let thread = std::thread::Builder::new()
-            .name("fgs-algebra".into())
-            .spawn(move || run(&mut probes, &mut outbox, &receiver))?;
+        let thread = spawn("fgs-algebra", move || run(&mut probes, &mut outbox, &receiver))?;
         Ok(Self { sender, thread })
     }
 

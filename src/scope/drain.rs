@@ -11,6 +11,7 @@ use super::schema::Fault;
 use super::{Error, Options, Result};
 use crate::device::cpu::set_float_mode;
 use crate::ring::Writer;
+use crate::thread::spawn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -62,13 +63,11 @@ impl Drain {
         let backlog = Arc::new(Backlog::default());
         let sender = Arc::new(sender);
         let analysis = Analysis::new(writer, options, Arc::downgrade(&sender));
-        let thread = std::thread::Builder::new()
-            .name("fgs-drain".into())
-            .spawn({
-                let backlog = backlog.clone();
-                move || run(analysis, &receiver, &backlog)
-            })
-            .map_err(|error| Error::System(format!("cannot start the thread that writes the ring: {error}")))?;
+        let thread = spawn("fgs-drain", {
+            let backlog = backlog.clone();
+            move || run(analysis, &receiver, &backlog)
+        })
+        .map_err(|error| Error::System(format!("cannot start the thread that writes the ring: {error}")))?;
         Ok(Self { sender, backlog, thread: Some(thread) })
     }
 

@@ -22,7 +22,9 @@ int main() {
     const fgs_dltensor tensor = forgetscope::View(values, {2, 3}, forgetscope::cuda(1)).c();
     const bool is_right = tensor.dtype.code == 4 && tensor.dtype.bits == 16 && tensor.device.device_type == 2 &&
                           tensor.device.device_id == 1 && tensor.ndim == 2;
+    // A shape of another size is a mistake, which the call that gets it refuses.
+    const bool is_refused = forgetscope::View(values, {2, 2}).c().ndim < 0;
     forgetscope::Scope scope;
     const forgetscope::Status status = scope.curvature(FGS_CURVATURE_INIT, "a", [](bool) { return 0.0; });
-    return is_right && status.code() == FGS_ERROR_NULL ? 0 : 1;
+    return is_right && is_refused && status.code() == FGS_ERROR_NULL ? 0 : 1;
 }

@@ -20,10 +20,11 @@ use crate::buckets::{Buckets, Wanted};
 use crate::instrument::{Instrument, Outcome};
 use crate::memory::{DType, Device};
 use crate::parameters::Parameters;
-use crate::settings::Settings;
+use crate::say::counted;
+use crate::settings::{Settings, unknown};
 use crate::signature::{Event, Kind, News, Prior, Signature, Verdict};
 use crate::tasks::Tasks;
-use crate::watch;
+use crate::{launcher, watch};
 
 /// Different complaints of the library that are said.
 const COMPLAINTS: usize = 16;
@@ -91,7 +92,10 @@ pub fn is_in_use() -> bool {
 fn settings() -> Option<&'static Settings> {
     static SETTINGS: OnceLock<Option<Settings>> = OnceLock::new();
     let read = || match Settings::read(&|name| std::env::var(name).ok()) {
-        Ok(settings) => Some(settings),
+        Ok(settings) => {
+            say_unknown();
+            Some(settings)
+        }
         Err(error) => {
             say!("{error}; training is not measured");
             boundary::turn_off();
@@ -99,6 +103,14 @@ fn settings() -> Option<&'static Settings> {
         }
     };
     SETTINGS.get_or_init(read).as_ref()
+}
+
+/// A misspelt variable would be ignored.
+fn say_unknown() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in unknown(names).iter().filter(|_| launcher::is_first()) {
+        say!("{name}: there is no such variable; docs/preload.md lists them");
+    }
 }
 
 /// A collective was issued. If its result is not there yet (`is_complete`) and is wanted, a ticket comes back, for
@@ -191,7 +203,7 @@ impl Session {
         // libraries registered earlier, CUDA's driver among them.
         unsafe { libc::atexit(close_at_exit) };
         let page =
-            Identity { instance: identity.instance, rank: identity.rank, world: identity.world, job: watch::job() };
+            Identity { instance: identity.instance, rank: identity.rank, world: identity.world, job: launcher::job() };
         let server = Server::create(Path::new(&identity.ring), &page);
         let server = server.inspect_err(|error| say!("{error}; `forgetscope ctl` cannot be used")).ok();
         let buckets = settings.layout.as_ref().map(|layout| layout.counts());
@@ -346,13 +358,12 @@ impl Session {
         let wanted: Vec<Wanted> = period.buckets().map(|event| self.wanted(event, is_scattered)).collect();
         let has_changed = !self.wanted.is_empty() && self.wanted != wanted;
         if self.rank == 0 && (self.wanted.is_empty() || has_changed) {
-            let (buckets, all) = (wanted.len(), period.len());
+            let (buckets, all) = (wanted.len() as u64, period.len() as u64);
             let elements: u64 = wanted.iter().map(|bucket| bucket.numel).sum();
             let again = if has_changed { "the sequence of collectives has changed: " } else { "" };
             let step = self.signature.step();
-            say!(
-                "{again}a step is {buckets} buckets of {elements} elements in {all} collectives; measuring from step {step}"
-            );
+            let (buckets, all) = (counted(buckets, "bucket"), counted(all, "collective"));
+            say!("{again}a step is {buckets} of {elements} elements in {all}; measuring from step {step}");
         }
         self.wanted = wanted;
         let layout = self.settings.layout.as_ref().filter(|_| self.has_layout);

@@ -20,6 +20,7 @@
 //! | `boundary` | on or off, no recursion, no unwinding, forks, the end of the process |
 //! | `real` | where the real functions are |
 //! | `settings`, `layout` | what the user says: variables, a file |
+//! | `launcher` | which rank this is, and of which job |
 //! | `memory` | where a buffer lies: host or CUDA device |
 //! | `say` | messages |
 //! | `watch` | nothing comes through: says why that may be |
@@ -31,6 +32,7 @@ mod boundary;
 mod buckets;
 mod engine;
 mod instrument;
+mod launcher;
 mod layout;
 mod memory;
 mod mpi;

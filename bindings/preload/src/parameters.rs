@@ -12,6 +12,9 @@ use crate::instrument::{Instrument, Outcome, TensorId};
 use crate::memory::Device;
 use crate::signature::{Kind, Period};
 
+/// Steps without a gather, after which none is expected.
+const PATIENCE: u32 = 8;
+
 /// What is known of the parameters.
 #[derive(Debug, Default)]
 pub struct Parameters {
@@ -21,6 +24,8 @@ pub struct Parameters {
     /// A gather's buffer has moved in the step that goes on.
     has_moved: bool,
     bound: Vec<TensorId>,
+    /// Steps until it is said that nothing is gathered; 0: it was said, or something is.
+    waits: u32,
 }
 
 impl Parameters {
@@ -41,19 +46,23 @@ impl Parameters {
             return Ok(());
         }
         self.pairs = pairs(period);
-        let has_gathers = period.events().iter().any(|event| event.kind == Kind::Gather);
-        if self.pairs.is_empty() && has_gathers {
-            let of = |kind| -> Vec<u64> {
-                period.events().iter().filter(|event| event.kind == kind).map(|event| event.count).collect()
-            };
-            return Err(format!(
-                "FGS_PRELOAD_PARAMETERS: gathers of {:?} elements cannot be told to belong to buckets of {:?}; parameters \
-                 are not measured",
-                of(Kind::Gather),
-                of(Kind::Reduce)
-            ));
+        self.waits = 0;
+        if !self.pairs.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let of = |kind| -> Vec<u64> {
+            period.events().iter().filter(|event| event.kind == kind).map(|event| event.count).collect()
+        };
+        let (gathers, reductions) = (of(Kind::Gather), of(Kind::Reduce));
+        if gathers.is_empty() {
+            // They may be found to belong to a step that began with its reductions.
+            self.waits = PATIENCE;
+            return Ok(());
+        }
+        Err(format!(
+            "FGS_PRELOAD_PARAMETERS: gathers of {gathers:?} elements cannot be told to belong to buckets of \
+             {reductions:?}; parameters are not measured"
+        ))
     }
 
     /// A gather left its result at another address than in the step before.
@@ -74,6 +83,12 @@ impl Parameters {
     /// # Safety
     /// The buffers must stay readable until [`Parameters::unbind`] or [`Parameters::moved`].
     pub unsafe fn settle(&mut self, places: &[Option<Buffer>], buckets: &Buckets, instrument: &Instrument) -> Outcome {
+        if self.waits > 0 {
+            self.waits -= 1;
+            let said =
+                "FGS_PRELOAD_PARAMETERS: nothing is gathered or broadcast in a step; parameters are not measured";
+            return if self.waits == 0 { Err(said.into()) } else { Ok(()) };
+        }
         let has_moved = std::mem::take(&mut self.has_moved);
         if !self.is_wanted || has_moved || !self.bound.is_empty() {
             return Ok(());

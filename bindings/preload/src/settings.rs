@@ -9,6 +9,22 @@ use crate::layout::Layout;
 const MIN_ELEMENTS: u64 = 1024;
 /// How long nothing may come through before that is said.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Every variable that begins like these.
+const KNOWN: [&str; 13] = [
+    "FGS_PRELOAD",
+    "FGS_PRELOAD_FLUSH",
+    "FGS_PRELOAD_JOB",
+    "FGS_PRELOAD_LAYOUT",
+    "FGS_PRELOAD_MIN_ELEMENTS",
+    "FGS_PRELOAD_PARAMETERS",
+    "FGS_PRELOAD_PATIENCE",
+    "FGS_PRELOAD_PREFIX",
+    "FGS_PRELOAD_RANKS",
+    "FGS_PRELOAD_SCALE",
+    "FGS_PRELOAD_STEP",
+    "FGS_PRELOAD_TASK",
+    "FGS_PRELOAD_TASKS",
+];
 
 /// The variables, checked.
 #[derive(Clone, Debug)]
@@ -58,6 +74,7 @@ impl Settings {
             Some("1") => Ok(true),
             Some(text) => Err(format!("{name}: '{text}' is neither 0 nor 1")),
         };
+        number("FGS_PRELOAD_PATIENCE", 0, u64::MAX)?;
         let layout = match text("FGS_PRELOAD_LAYOUT") {
             None => None,
             Some(path) => Some(Layout::read(&path).map_err(|error| format!("FGS_PRELOAD_LAYOUT: {path}: {error}"))?),
@@ -90,10 +107,21 @@ fn tasks(first: Option<String>, list: Option<String>) -> Result<BTreeMap<u64, St
             return Err(format!("FGS_PRELOAD_TASKS: two tasks begin at step {step}"));
         }
     }
+    if let Some((name, _)) = tasks.values().zip(tasks.values().skip(1)).find(|(task, next)| task == next) {
+        return Err(format!("FGS_PRELOAD_TASKS: '{name}' begins twice in a row"));
+    }
     Ok(tasks)
 }
 
-/// `FGS_PRELOAD_PATIENCE`, needed before anything else. What is wrong with it does not matter much.
+/// Names of variables that look like ours and are none: misspelt, or of another version.
+pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut unknown: Vec<_> =
+        names.filter(|name| name.starts_with("FGS_PRELOAD") && !KNOWN.contains(&name.as_str())).collect();
+    unknown.sort_unstable();
+    unknown
+}
+
+/// `FGS_PRELOAD_PATIENCE`, needed before anything else; what is wrong with it is said with the others.
 pub fn patience() -> Duration {
     let seconds = std::env::var("FGS_PRELOAD_PATIENCE").ok().and_then(|text| text.trim().parse().ok());
     seconds.map_or(PATIENCE, Duration::from_secs)
@@ -129,11 +157,28 @@ mod tests {
             ("FGS_PRELOAD_TASKS", "@5"),
             ("FGS_PRELOAD_TASKS", "a@1,b@1"),
             ("FGS_PRELOAD_TASKS", "a@1,"),
+            ("FGS_PRELOAD_TASKS", "a@1,a@5"),
+            ("FGS_PRELOAD_PATIENCE", "abc"),
             ("FGS_PRELOAD_LAYOUT", "/nonexistent"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(&format!("{name}: ")), "{error}");
         }
+    }
+
+    #[test]
+    fn every_variable_is_known() {
+        let asked = std::cell::RefCell::new(vec![String::from("FGS_PRELOAD"), "FGS_PRELOAD_JOB".into()]);
+        Settings::read(&|name| {
+            asked.borrow_mut().push(name.into());
+            None
+        })
+        .unwrap();
+        let mut asked = asked.into_inner();
+        asked.sort_unstable();
+        assert_eq!(asked, KNOWN);
+        let names = ["FGS_PRELOAD_TAKS", "FGS_EVERY", "PATH"].into_iter().chain(KNOWN).map(String::from);
+        assert_eq!(unknown(names), ["FGS_PRELOAD_TAKS"]);
     }
 
     #[test]

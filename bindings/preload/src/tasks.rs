@@ -30,11 +30,8 @@ impl Tasks {
     /// # Safety
     /// Bound parameters must be readable and not written to during the call.
     pub unsafe fn before(&mut self, step: u64, instrument: &Instrument, parameters: bool) -> Outcome {
-        while let Some(entry) = self.planned.first_entry().filter(|entry| *entry.key() <= step) {
-            let name = entry.remove();
-            // SAFETY: the caller's promise.
-            unsafe { self.begin(&name, instrument) }?;
-        }
+        // SAFETY: the caller's promise.
+        let planned = unsafe { self.begin_planned(step, instrument) };
         while let Some(command) = self.server.as_mut().and_then(|server| server.poll(step)) {
             // SAFETY: the caller's promise.
             let answer = match unsafe { self.carry_out(&command, instrument, parameters) } {
@@ -43,7 +40,26 @@ impl Tasks {
             };
             self.server.iter().for_each(|server| server.answer(&answer));
         }
-        Ok(())
+        planned
+    }
+
+    /// The task that is due begins. Several are only when measuring begins late: then those before the last are over.
+    unsafe fn begin_planned(&mut self, step: u64, instrument: &Instrument) -> Outcome {
+        if self.planned.first_key_value().is_none_or(|(&first, _)| first > step) {
+            return Ok(());
+        }
+        let later = self.planned.split_off(&(step + 1));
+        let mut due = std::mem::replace(&mut self.planned, later).into_values();
+        if let Some(name) = due.next_back() {
+            // SAFETY: the caller's promise.
+            unsafe { self.begin(&name, instrument) }?;
+        }
+        match due.collect::<Vec<_>>() {
+            over if over.is_empty() => Ok(()),
+            over => {
+                Err(format!("FGS_PRELOAD_TASKS: measuring begins with step {step}, after {} was over", over.join(", ")))
+            }
+        }
     }
 
     /// The process ends, and with it the task.

@@ -2,15 +2,18 @@
 //!
 //! A library that resolves its calls by itself (-Bsymbolic, RTLD_DEEPBIND, a static copy, dlsym) goes past us without a sign.
 //! So it is said when the process ends, and earlier where a collective library was there from the beginning: then a thread
-//! sleeps for `FGS_PRELOAD_PATIENCE` seconds. Only in processes that a launcher gave a rank.
+//! sleeps for `FGS_PRELOAD_PATIENCE` seconds. Only in the first of the processes that a launcher gave a rank.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
+use forgetscope::thread::spawn;
+
 use crate::boundary;
 use crate::engine;
+use crate::launcher::{is_first, launched};
 use crate::real::Library;
-use crate::say::launched;
+use crate::say::counted;
 use crate::settings::patience;
 
 /// Collectives that came through.
@@ -47,7 +50,7 @@ pub fn start() {
         }
     };
     // Without a thread it is said at the end.
-    let _ = thread::Builder::new().name("fgs-preload".into()).spawn(watch);
+    let _ = spawn("fgs-preload", watch);
 }
 
 /// The path of a collective library that is loaded.
@@ -67,7 +70,7 @@ pub extern "C" fn at_exit() {
 }
 
 fn say_if_nothing_came() {
-    let Some(path) = library().filter(|_| launched().is_some()) else { return };
+    let Some(path) = library().filter(|_| launched().is_some_and(|(rank, _)| rank == 0)) else { return };
     let (seen, left_out) = (SEEN.load(Ordering::Relaxed), LEFT_OUT.load(Ordering::Relaxed));
     if seen > left_out || SAID.swap(true, Ordering::Relaxed) {
         return;
@@ -75,14 +78,15 @@ fn say_if_nothing_came() {
     if left_out > 0 {
         let largest = LARGEST.load(Ordering::Relaxed);
         say!(
-            "{left_out} collectives came through and none is one of a training step: the largest had {largest} elements. \
-             FGS_PRELOAD_MIN_ELEMENTS and FGS_PRELOAD_RANKS say which ones count"
+            "{} came through and none is one of a training step: the largest had {largest} elements. \
+             FGS_PRELOAD_MIN_ELEMENTS and FGS_PRELOAD_RANKS say which ones count",
+            counted(left_out, "collective"),
         );
     } else {
         say!(
             "FGS_PRELOAD is set and {path} is loaded, but no collective came through. Either this process does not train, \
              or its calls go past: linked with -Bsymbolic or with a static copy of the library, loaded with RTLD_DEEPBIND, \
-             found by dlsym, or through Fortran. See Troubleshooting in docs/preload.md"
+             found by dlsym, persistent, or from Fortran. See Troubleshooting in docs/preload.md"
         );
     }
 }
@@ -90,24 +94,11 @@ fn say_if_nothing_came() {
 /// The process ends, and no step was ever recognised.
 pub fn nothing_found() {
     let looked_at = SEEN.load(Ordering::Relaxed) - LEFT_OUT.load(Ordering::Relaxed);
-    if !SAID.swap(true, Ordering::Relaxed) {
+    if is_first() && !SAID.swap(true, Ordering::Relaxed) {
         say!(
-            "{looked_at} collectives came and no sequence of them repeated often enough to be a step; nothing was measured. \
-             FGS_PRELOAD_STEP or a layout file says what a step is (docs/preload.md)"
+            "{} came and no sequence of them repeated often enough to be a step; nothing was measured. \
+             FGS_PRELOAD_STEP or a layout file says what a step is (docs/preload.md)",
+            counted(looked_at, "collective"),
         );
     }
-}
-
-/// What all ranks of a job have in common and other jobs do not: as launchers say, else the process that started them.
-pub fn job() -> String {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let joined = |names: &[&str]| names.iter().map(|name| variable(name)).collect::<Option<Vec<_>>>();
-    let known: [&[&str]; 4] = [
-        &["PMIX_NAMESPACE"],
-        &["TORCHELASTIC_RUN_ID", "MASTER_PORT"],
-        &["SLURM_JOB_ID", "SLURM_STEP_ID"],
-        &["MASTER_ADDR", "MASTER_PORT"],
-    ];
-    let said = known.iter().find_map(|names| joined(names)).map(|values| values.join("."));
-    said.unwrap_or_else(|| format!("parent {}", std::os::unix::process::parent_id()))
 }

@@ -83,12 +83,18 @@ impl Verb {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let mut clients = ranks(args)?;
+    let Ranks { mut clients, strangers } = ranks(args)?;
     let world = clients.iter().map(|client| client.identity().world).max().unwrap_or(1);
     let mut errors = anstream::stderr().lock();
     if clients.len() < world as usize {
         let here = plural(clients.len() as u64, "rank");
-        let hint = "on other machines run the same command with the same --at-step";
+        let hint = match strangers {
+            0 => "on other machines run the same command with the same --at-step".into(),
+            _ => format!(
+                "another job of that size runs here ({}): if it is the same one, start all with the same FGS_PRELOAD_JOB",
+                plural(strangers as u64, "rank")
+            ),
+        };
         writeln!(errors, "forgetscope: warning: {here} of {world} can be reached here; {hint}")?;
     }
     let at = match args.command {
@@ -130,8 +136,15 @@ fn steps(answers: &[(u32, Answer)]) -> (u64, u64) {
     (steps().min().unwrap_or(0), steps().max().unwrap_or(0))
 }
 
-/// The pages of all ranks of the run that is meant, in order of rank.
-fn ranks(args: &Args) -> Result<Vec<Client>> {
+/// Who is spoken to.
+struct Ranks {
+    /// The pages of all ranks of the run that is meant, in order of rank.
+    clients: Vec<Client>,
+    /// Ranks that are missing, and run here in another job of the same size.
+    strangers: usize,
+}
+
+fn ranks(args: &Args) -> Result<Ranks> {
     // As a directory lists them, so that they can be compared.
     let canonical = |path: PathBuf| path.canonicalize().map_err(|error| anyhow!("{}: {error}", path.display()));
     let found = args.place.find_all(&args.run)?.into_iter().map(canonical).collect::<Result<Vec<_>>>()?;
@@ -162,18 +175,21 @@ fn ranks(args: &Args) -> Result<Vec<Client>> {
         bail!("`{}` fits several jobs; name a rank of one of them: `forgetscope ls` lists them", args.run);
     }
     let running = others.iter().filter(|ring| ring.state == WriterState::Running && ring.header.world == first.world);
+    let mut strangers = Vec::new();
     for ring in running {
         match open(ring) {
             Ok(client) if belongs(&client) => clients.push(client),
+            Ok(client) if client.identity().world == first.world => strangers.push(client.identity().rank),
             // Runs of other trainers, some of which take no commands.
             Ok(_) | Err(ControlError::Missing { .. } | ControlError::Ended { .. } | ControlError::Unusable { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
     clients.sort_by_key(|client| client.identity().rank);
+    strangers.retain(|rank| clients.iter().all(|client| client.identity().rank != *rank));
     match clients.windows(2).find(|pair| pair[0].identity().rank == pair[1].identity().rank) {
         Some(pair) => bail!("there are two rings of rank {} of this job; prune old ones", pair[0].identity().rank),
-        None => Ok(clients),
+        None => Ok(Ranks { clients, strangers: strangers.len() }),
     }
 }
 

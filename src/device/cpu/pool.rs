@@ -1,8 +1,9 @@
 //! A pool of threads that have ended when it is dropped: after `fgs_close` a trainer may unload the library.
 
 use super::set_float_mode;
+use crate::thread::spawn;
 use rayon::ThreadPoolBuildError;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 /// rayon's pool tells its threads to end and does not wait for them; this one does.
 pub struct Pool {
@@ -19,7 +20,7 @@ impl Pool {
             .start_handler(|_| set_float_mode())
             .spawn_handler(|thread| {
                 let name = format!("fgs-cpu-{}", thread.index());
-                threads.push(Builder::new().name(name).spawn(|| thread.run())?);
+                threads.push(spawn(&name, || thread.run())?);
                 Ok(())
             })
             .build()?;

@@ -17,10 +17,14 @@ static KEPT: Mutex<Vec<(Handle, Ticket)>> = Mutex::new(Vec::new());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Keeps a ticket until its request has completed.
+///
+/// A handle that is given out again says that the earlier collective has completed, since a request of one may not be
+/// freed before. In a communicator of one rank all of them have the same.
 pub fn keep(request: Handle, ticket: Ticket) {
+    if let Some(earlier) = take(request) {
+        engine::complete(earlier);
+    }
     let mut kept = KEPT.lock();
-    // A handle that is given out again belongs to the new request.
-    kept.retain(|(known, _)| *known != request);
     kept.push((request, ticket));
     COUNT.store(kept.len(), Ordering::Relaxed);
 }

@@ -1,16 +1,9 @@
 /* Four ranks in two communicators of two: one reduces gradients, the other activations, as tensor parallelism does. With
  * validation and gathers between the steps that belong to none. Every result is checked. */
-#include <mpi.h>
+#include "check_mpi.h"
+
 #include <stdio.h>
 #include <stdlib.h>
-
-#define CHECK(condition)                                                           \
-    do {                                                                           \
-        if (!(condition)) {                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);        \
-            MPI_Abort(MPI_COMM_WORLD, 1);                                          \
-        }                                                                          \
-    } while (0)
 
 enum { STEPS = 30, BUCKETS = 3, LARGEST = 8000 };
 

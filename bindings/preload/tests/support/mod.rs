@@ -163,13 +163,15 @@ pub struct Plan {
     ranks: usize,
     variables: Vec<(String, String)>,
     arguments: Vec<OsString>,
+    /// Each rank is started by a shell, as by scripts that bind ranks to processors.
+    has_wrapper: bool,
     directory: TempDir,
 }
 
 impl Plan {
     pub fn new(mpi: Mpi, program: PathBuf, ranks: usize) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
-        Self { mpi, program, ranks, variables: Vec::new(), arguments: Vec::new(), directory }
+        Self { mpi, program, ranks, variables: Vec::new(), arguments: Vec::new(), has_wrapper: false, directory }
     }
 
     pub fn variable(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -192,6 +194,11 @@ impl Plan {
         self
     }
 
+    pub fn through_a_shell(mut self) -> Self {
+        self.has_wrapper = true;
+        self
+    }
+
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -201,6 +208,9 @@ impl Plan {
         // For the program alone: `env` sets them after the launcher has started it.
         command.arg("env").args(self.variables.iter().map(|(name, value)| format!("{name}={value}")));
         command.env("FGS_RING_DIR", self.directory.path());
+        if self.has_wrapper {
+            command.args(["sh", "-c", "\"$@\"; exit $?", "sh"]);
+        }
         command.arg(&self.program).args(&self.arguments).current_dir(root());
         command
     }
