@@ -206,11 +206,13 @@ class Addresses:
 
 
 def _layout(tensor: torch.Tensor) -> _Layout | None:
-    """None: there is no memory."""
-    is_strided = tensor.layout == torch.strided
-    if is_strided and tensor.data_ptr() == 0:
-        return None
-    return tensor.layout, tensor.dtype, tensor.device, tensor.shape, tensor.stride() if is_strided else ()
+    """None: its memory was given back."""
+    try:
+        address, strides = tensor.data_ptr(), tensor.stride()
+    except RuntimeError:
+        # Sparse, or of a class of its own that has no memory. Binding says so.
+        address, strides = -1, ()
+    return (tensor.layout, tensor.dtype, tensor.device, tensor.shape, strides) if address else None
 
 
 __all__ = ["Addresses", "Place"]

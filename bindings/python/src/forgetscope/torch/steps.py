@@ -16,6 +16,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -160,9 +161,9 @@ class StepHooks:
 
     def _end(self) -> None:
         # An optimizer that is still running has raised: nobody knows how far its update came.
+        is_complete = not self._running
         # A fused optimizer that skips its update does so on the device: the update is then of length zero, and the
         # gradients are flagged as not finite. Nobody has to wait for the answer.
-        is_complete = not self._running
         applied = is_complete and not self._is_given_up and self._is_readable()
         self._is_open = False
         self._running.clear()
@@ -194,8 +195,9 @@ class StepHooks:
 def _is_within_its_own_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `step()` was called by `step()`: PyTorch calls hooks in both of them. The other way to be called twice
     without an end is an exception, which leaves no trace but that the first call is not on the stack any more."""
-    calls, frame = 0, sys._getframe()
+    calls = 0
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         calls += frame.f_code.co_filename == _HOOKED and frame.f_locals.get("self") is optimizer
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return calls > 1
