@@ -34,6 +34,11 @@ demo-torch: $(MINILM) program  ## fine-tune MiniLM in PyTorch on three domains, 
 test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB) $(NCCL)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
+stress: $(SETUP)      ## the property tests with 20,000 cases each, from new seeds (5 minutes)
+	PROPTEST_CASES=20000 PROPTEST_MAX_GLOBAL_REJECTS=10000000 $(CARGO) test -q -p forgetscope -p forgetscope-preload --lib
+	PROPTEST_CASES=2000 PROPTEST_MAX_GLOBAL_REJECTS=10000000 $(CARGO) test -q -p forgetscope \
+	    --test device_cpu --test ring_hostile --test ring_roundtrip --test sketch
+
 oracles: $(PYTHON) lib  ## compare every statistic with NumPy, SciPy and JAX; writes docs/statistics/oracles.md
 	FGS_WRITE_ORACLES=1 $(BUILD)/python/bin/python -m pytest -q tests/python
 	@echo "docs/statistics/oracles.md has the table"
@@ -189,5 +194,5 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	$(BUILD)/cuda/bin/pip install -q -r scripts/kernels.requirements.txt
 	@touch $@
 
-.PHONY: help demo demo-torch test oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
+.PHONY: help demo demo-torch test stress oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
     bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl install uninstall dist deb wheel test-python lint-python bench-python clean

@@ -14,8 +14,9 @@
 //! ‖c − cᴬ‖² = ⟨oᵀo, WᵀW⟩ − 2⟨oᵀoᴬ, WᵀWᴬ⟩ + ⟨oᴬᵀoᴬ, WᴬᵀWᴬ⟩      products of w × w matrices, element by element
 //! ```
 //!
-//! The three terms cancel where little changed. In fp64 their rounding is about 2⁻⁵²·‖c‖², so that changes below 2⁻²⁶·‖c‖ =
-//! 1.5·10⁻⁸ of the contribution are lost; outputs in fp32 do not resolve them either (2⁻²⁴). Identical inputs give exactly 0.
+//! The three terms cancel where little changed. In fp64 their rounding is about 2⁻⁵²·‖o‖²‖W‖², so that changes below
+//! 2⁻²⁶·‖o‖‖W‖ (1.5·10⁻⁸ of the contribution, unless its own terms cancel) are lost; outputs in fp32 do not resolve them
+//! either (2⁻²⁴). Identical inputs give exactly 0.
 //!
 //! Cost per layer of width D = heads·w: 2·D·w·(n + C) operations once for each pass, and again for a comparison:
 //! n·C/(w·(n + C)) times less than forming contributions, 6 for n = 1024, C = 4096, w = 128. Memory: 4·D·(n + C) bytes.
@@ -215,12 +216,20 @@ mod tests {
             let [w, v] = [(); 2].map(|()| draw(stream, heads * width, &mut random));
             let (base, now) = (HeadOutputs::new(o.clone(), Some(w.clone()), heads), HeadOutputs::new(p.clone(), Some(v.clone()), heads));
             let (there, back) = (compare(&base, &now, 3.0), compare(&now, &base, 3.0));
+            // Roundings on the way to a term: sums over tokens, over the stream, over w × w products, and the oracle's own
+            // over w. Each is at most 2⁻⁵³ of the sum of magnitudes, which Cauchy–Schwarz bounds by ‖o‖²‖W‖².
+            let roundings = (n + stream + width * width + width + 8) as f64;
+            let norm = |m: &Array2<f32>, head: usize| {
+                let columns = m.slice(s![.., head * width..(head + 1) * width]).mapv(f64::from);
+                columns.iter().map(|x| x * x).sum::<f64>().sqrt()
+            };
             for head in 0..heads {
                 let exact = naive((&o, &w), (&p, &v), width, head) / 3.0;
-                let norms = base.norms()[head] + now.norms()[head];
-                // As above, for independent contributions whose norms exceed their difference by chance only.
-                prop_assert!((there[head].difference - exact).abs() * exact < 4.0 * f64::EPSILON * norms * norms);
-                prop_assert!((there[head].difference - back[head].difference).abs() * exact < 4.0 * f64::EPSILON * norms * norms);
+                let magnitude = (norm(&o, head) * norm(&w, head) + norm(&p, head) * norm(&v, head)) / 3.0;
+                // |d − exact|·exact ≤ |d² − exact²|.
+                let bound = roundings * 0.5 * f64::EPSILON * magnitude * magnitude;
+                prop_assert!((there[head].difference - exact).abs() * exact < bound);
+                prop_assert!((there[head].difference - back[head].difference).abs() * exact < 2.0 * bound);
                 prop_assert!((-1.0..=1.0).contains(&there[head].output_cosine));
             }
         }
