@@ -15,7 +15,11 @@
 
 namespace {
 
-thread_local std::vector<CUcontext> stack;
+// Never destroyed, since a program's exit handlers may still call the driver when thread-locals are gone.
+std::vector<CUcontext>& stack() {
+    static thread_local auto* const own = new std::vector<CUcontext>;
+    return *own;
+}
 
 struct ErrorText {
     CUresult error;
@@ -99,7 +103,7 @@ int device_count() {
     return count;
 }
 
-CUcontext current_context() { return stack.empty() ? nullptr : stack.back(); }
+CUcontext current_context() { return stack().empty() ? nullptr : stack().back(); }
 
 EXPORT CUresult cuGetErrorName(CUresult error, const char** text) {
     const ErrorText* entry = find(error);
@@ -240,7 +244,7 @@ EXPORT CUresult cuCtxCreate_v2(CUcontext* context, unsigned, CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
     RETURN_IF_REFUSED(refuse_if_unsafe());
     *context = make_context(device, false);
-    stack.push_back(*context);
+    stack().push_back(*context);
     return CUDA_SUCCESS;
 }
 
@@ -250,7 +254,7 @@ EXPORT CUresult cuCtxDestroy_v2(CUcontext context) {
     if (!context->alive) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     close_context(call.lock, context);
     // Other threads keep it as their current context and are told that it is destroyed.
-    if (!stack.empty() && stack.back() == context) stack.pop_back();
+    if (!stack().empty() && stack().back() == context) stack().pop_back();
     return CUDA_SUCCESS;
 }
 
@@ -265,8 +269,8 @@ EXPORT CUresult cuCtxSetCurrent(CUcontext context) {
     ENTER(initialised);
     if (context != nullptr && driver().contexts.count(context) == 0) return CUDA_ERROR_INVALID_CONTEXT;
     if (context != nullptr && !context->alive) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    if (!stack.empty()) stack.pop_back();
-    if (context != nullptr) stack.push_back(context);
+    if (!stack().empty()) stack().pop_back();
+    if (context != nullptr) stack().push_back(context);
     return CUDA_SUCCESS;
 }
 
@@ -274,15 +278,15 @@ EXPORT CUresult cuCtxPushCurrent_v2(CUcontext context) {
     ENTER(initialised);
     if (driver().contexts.count(context) == 0) return CUDA_ERROR_INVALID_CONTEXT;
     if (!context->alive) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    stack.push_back(context);
+    stack().push_back(context);
     return CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuCtxPopCurrent_v2(CUcontext* context) {
     ENTER(initialised);
-    if (stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
-    if (context != nullptr) *context = stack.back();
-    stack.pop_back();
+    if (stack().empty()) return CUDA_ERROR_INVALID_CONTEXT;
+    if (context != nullptr) *context = stack().back();
+    stack().pop_back();
     return CUDA_SUCCESS;
 }
 

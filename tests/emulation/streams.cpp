@@ -41,10 +41,10 @@ void work(CUstream stream) {
     }
 }
 
-// The stream of this thread that CU_STREAM_PER_THREAD stands for.
+// The stream of this thread that CU_STREAM_PER_THREAD stands for. Never destroyed, as the stack of contexts.
 CUstream per_thread_stream(CUcontext context) {
-    static thread_local std::map<CUcontext, CUstream> own;
-    CUstream& stream = own[context];
+    static thread_local auto* const own = new std::map<CUcontext, CUstream>;
+    CUstream& stream = (*own)[context];
     if (stream == nullptr || !stream->alive) stream = make_stream(context, 0);
     return stream;
 }
