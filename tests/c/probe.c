@@ -201,10 +201,11 @@ int main(void)
     all = ring_of(scope);
     CHECK(count_of(&all, "fault", 14) == 1);
     CHECK_WITHIN(value(&all, latest(&all, "representation", LEVEL_LAYER, 0), "cka"), 1.0, 1e-12);
+    size_t before = all.count;
     ring_free(&all);
 
     /* A forward run that failed after a whole batch: what it handed over would be a pass, with other batches. */
-    size_t before = all.count;
+    OK(fgs_task_end(scope));
     OK(fgs_task_begin(scope, "third"));
     probe.task = "third";
     OK(fgs_probe_begin(scope, &probe));

@@ -200,8 +200,8 @@ std::string train_in_cpp() {
             CHECK(probe.head_output(3, HEADS, key));
             CHECK(probe.router(3, fgs::View(logits, {8, EXPERTS}), 2));
             CHECK(probe.end());
-            fgs::Probe failed = scope.probe("first");
-            CHECK(failed.status() && failed.abandon() && !failed.end());
+            fgs::Probe left = scope.probe("first");
+            CHECK(left.status() && left.abandon() && !left.end());
         }
         fgs_curvature curvature = FGS_CURVATURE_INIT;
         curvature.lanczos_steps = 8, curvature.trace_vectors = 2;
