@@ -28,13 +28,15 @@ from ..scope import Scope
 from .backward import expect_plain_backward
 from .bindings import Bindings
 from .loss_scale import LossScale
-from .parameters import measured_parameters, unwrapped
-from .probes import Forward, Points, run_probe
-from .references import Loss, add_reference, run_curvature
+from .parameters import measured_parameters
+from .points import Points
+from .probes import Forward, ProbePasses
+from .references import GradientPasses, Loss
 from .rules import Rules, load_rules
 from .sharding import Copies, is_sharded, process_rank, reshard
 from .steps import StepHooks
 from .together import Together
+from .wrappers import unwrapped
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
@@ -100,6 +102,8 @@ class TorchScope(Attached):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise invalid(f"model: a {type(model).__name__} is no torch.nn.Module")
+        if not isinstance(probes, Mapping | None):
+            raise invalid(f"probes: a {type(probes).__name__} is no mapping; give {{task: batches}}")
         if whole(probe_every, "probe_every") < 1:
             raise invalid(f"probe_every: {probe_every} is not at least 1")
         reshard(model)
@@ -110,18 +114,18 @@ class TorchScope(Attached):
         if rank is not None:
             options = {"rank": rank[0], "world_size": rank[1], **options}
         # The processes that have copies of the model, and the group over which gradients of references are averaged.
-        self._average = _group_of_copies(model)
-        outer = None if self._average is None else (self._average.rank(), self._average.size())
+        average = _group_of_copies(model)
+        outer = None if average is None else (average.rank(), average.size())
         if replica is not None:
             # Which processes have the other copies is not known.
-            outer, self._average = (whole(replica, "replica"), replica + 1), None
+            outer, average = (whole(replica, "replica"), replica + 1), None
         sharded = any(map(is_sharded, model.parameters()))
-        everybody = distributed.group.WORLD if sharded and replica is None else self._average
-        self._together = Together(everybody, next(model.parameters()).device)
+        everybody = distributed.group.WORLD if sharded and replica is None else average
+        together = Together(everybody, next(model.parameters()).device)
         optimizers = _optimizers(optimizer)
         # Passes beside training are for the first copy; with sharded parameters all ranks take part in them.
         self._is_looking = outer is None or outer[0] == 0 or sharded
-        self._points = Points.of(self.model, measured)
+        points = Points.of(self.model, measured)
         self._forward = forward
         self._probes = dict(probes or {})
         self._probe_every = probe_every
@@ -135,6 +139,9 @@ class TorchScope(Attached):
         try:
             copies = Copies(model.parameters(), outer)
             self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
+            self._ids = dict(self._bindings.ids)
+            self._gradients = GradientPasses(self.scope, self._bindings, self.model, self._stream, average, together)
+            self._probing = ProbePasses(self.scope, self.model, points, self._stream, self._watch)
             self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
             self._check_devices()
             if self.unclassified:
@@ -149,6 +156,7 @@ class TorchScope(Attached):
 
     def watch(self, optimizer: Optimizers) -> None:
         """Measures the steps of another optimizer from now on, as a new one for every task. Step numbers go on."""
+        self.scope.expect_open()
         if self._hooks is not None:
             self._hooks.remove()
             self._first_step, self._hooks = self._hooks.step, None
@@ -175,14 +183,16 @@ class TorchScope(Attached):
     @property
     def tensors(self) -> dict[str, int]:
         """Ids of what is measured, by name."""
-        return dict(self._bindings.ids)
+        return dict(self._ids)
 
     def close(self) -> None:
-        """Removes the hooks and closes the scope; the ring stays."""
+        """Removes the hooks, closes the scope and lets go of the model; the ring stays."""
         if self._hooks is not None:
             self._hooks.remove()
             self._first_step, self._hooks = self._hooks.step, None
         self.scope.close()
+        for name in ("model", "_bindings", "_gradients", "_probing", "_probes", "_forward", "_grad_scaler"):
+            vars(self).pop(name, None)
 
     # Tasks
 
@@ -194,14 +204,27 @@ class TorchScope(Attached):
     def task_end(self) -> None:
         self._settle()
         task, self._task = self._task, None
-        try:
-            if task in self._probes:
-                # The base that later passes are compared with.
+        if task is None:
+            self.scope.task_end()
+            return
+        if task in self._probes:
+            # The base that later passes are compared with.
+            with self._watch.guard(f"the probe of {task!r} was not looked at"):
                 self.probe(task, self._probes[task])
-        except Exception as error:
-            self._watch.say(f"the probe of {task!r} was not looked at", str(error))
-        finally:
+        with self._watch.guard("the snapshot at the end of a task was not kept"):
             self.snapshot()
+        self._end_task()
+
+    def _task_failed(self) -> None:
+        # No probe: the model may be broken, and other ranks, whose training goes on, would not take part in it.
+        self._settle()
+        self._task = None
+        self._end_task()
+
+    def _end_task(self) -> None:
+        with self._watch.guard("a task was not ended"):
+            # The library keeps a snapshot, if there is none.
+            self._bindings.update_parameters()
             self.scope.task_end()
 
     def reference(
@@ -224,19 +247,7 @@ class TorchScope(Attached):
         if self.scope.disabled:
             return 0
         self._settle()
-        count = add_reference(
-            self.scope,
-            self._bindings,
-            self.model,
-            task,
-            batches,
-            loss_fn,
-            examples,
-            self._stream,
-            limit,
-            self._average,
-            self._together,
-        )
+        count = self._gradients.reference(task, batches, loss_fn, examples, limit)
         if count == 0:
             raise invalid("batches: there are none; an iterator is empty after its first use")
         return count
@@ -271,20 +282,7 @@ class TorchScope(Attached):
         if self.scope.disabled or not self._is_looking:
             return
         self._settle()
-        run_probe(
-            self.scope,
-            self.model,
-            self._points,
-            task,
-            batches,
-            forward or self._forward,
-            labels,
-            self._stream(),
-            self._watch,
-            continued=continued,
-            run=run,
-            base=base,
-        )
+        self._probing.run(task, batches, forward or self._forward, labels, continued=continued, run=run, base=base)
 
     def curvature(
         self,
@@ -304,7 +302,7 @@ class TorchScope(Attached):
         if self.scope.disabled or not self._is_looking:
             return
         self._settle()
-        run_curvature(self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options)
+        self._gradients.curvature(task, batch, loss_fn, blocks, options)
 
     # Within
 
@@ -362,8 +360,9 @@ def _optimizers(optimizer: Optimizers | None) -> list[torch.optim.Optimizer]:
     given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     found = []
     for one in given:
-        # Accelerate and Lightning wrap the optimizer that makes the step.
-        while not hasattr(one, "register_step_pre_hook") or hasattr(one, "optimizer"):
+        # Accelerate and Lightning wrap the optimizer that makes the step, without hooks of their own. An optimizer that
+        # calls another one, as Lookahead does, has some, and its step is the one that counts.
+        while "_optimizer_step_pre_hooks" not in getattr(one, "__dict__", {}):
             inner = getattr(one, "optimizer", None)
             if inner is None:
                 raise invalid(f"optimizer: a {type(one).__name__} is no torch.optim.Optimizer")
