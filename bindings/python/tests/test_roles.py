@@ -214,26 +214,21 @@ def test_linear_attention_has_heads_that_the_config_does_not_count():
     assert found["model.layers.1.self_attn.o_proj.weight"] == "output 4/2 separate columns"
 
 
-def gradients_of_heads(model: nn.Module, batch: dict, **names: int) -> None:
-    """What is recorded of each head, against PyTorch: `names` are parts of parameters' names with their head axis."""
-    scope = forgetscope.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), every=1, rules=[
-        {"match": "conv|position|mask_emb|bias|seg_embed|rel_attn.r|layer_[12]|logits", "role": "other"}
-    ])  # fmt: skip
+def gradients_of_heads(model: nn.Module, batch: dict[str, torch.Tensor], **axes: int) -> None:
+    """What is recorded of each head, against PyTorch. `axes`: ends of parameters' names, and where their heads lie."""
+    rules = [{"match": "conv|position|mask_emb|bias|seg_embed|rel_attn.r|layer_[12]", "role": "other"}]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scope.watch(optimizer)
-    output = model.eval()(**batch)
-    (output.logits if hasattr(output, "logits") else output[0]).square().sum().backward()
+    scope = forgetscope.attach(model, optimizer, every=1, rules=rules)
+    model.eval()(**batch)[0].square().sum().backward()
     optimizer.step()
     frame = records_of(scope, "gradient").query("level == 'head'").set_index(["tensor", "head"])
-    for name, parameter in model.named_parameters():
-        for part, axis in names.items():
-            if name.endswith(part.replace("__", ".")):
-                heads = frame.loc[name].sort_index().squares
-                cut = parameter.grad.double().movedim(axis, 0)
-                expected = cut.reshape(4, -1).square().sum(1)
-                # Sums in fp32 of up to 64 terms and in fp64 above: docs/statistics/README.md.
-                assert heads.tolist() == pytest.approx(expected.tolist(), rel=1e-5), name
-                assert heads.nunique() == 4, name
+    for end, axis in axes.items():
+        (name,) = [name for name, _ in model.named_parameters() if name.endswith(end.replace("__", "."))]
+        found = frame.loc[name].sort_index().squares
+        heads = model.get_parameter(name).grad.double().movedim(axis, 0).reshape(4, -1)
+        # Sums in fp32 of up to 64 terms and in fp64 above: docs/statistics/README.md.
+        assert found.tolist() == pytest.approx(heads.square().sum(1).tolist(), rel=1e-5), name
+        assert found.nunique() == 4, name
     scope.close()
 
 

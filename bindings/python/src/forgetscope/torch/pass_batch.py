@@ -51,8 +51,8 @@ class PassBatch:
             return True
         self._watch.say(
             f"{what} in some layers left out of probes",
-            f"in layer {layer} it begins with {list(shape)}, and the batch has {sequences} sequences of {length} tokens "
-            "(windows, other resolutions, a decoder beside an encoder of another length)",
+            f"in layer {layer} it begins with {list(shape)}, but the batch has {sequences} sequences of {length} "
+            "tokens (windows, other resolutions, a decoder beside an encoder of another length)",
         )
         return False
 

@@ -218,8 +218,9 @@ class TorchScope(Attached):
     def _task_failed(self) -> None:
         # No probe: the model may be broken, and other ranks, whose training goes on, would not take part in it.
         self._settle()
-        self._task = None
-        self._end_task()
+        task, self._task = self._task, None
+        if task is not None:
+            self._end_task()
 
     def _end_task(self) -> None:
         with self._watch.guard("a task was not ended"):
