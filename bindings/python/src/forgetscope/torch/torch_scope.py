@@ -28,6 +28,7 @@ from ..scope import Scope
 from .backward import expect_plain_backward
 from .bindings import Bindings
 from .loss_scale import LossScale
+from .optimizers import Optimizers, groups_of, is_watched, optimizers_of
 from .parameters import measured_parameters
 from .points import Points
 from .probes import Forward, ProbePasses
@@ -37,8 +38,6 @@ from .sharding import Copies, is_sharded, process_rank, reshard
 from .steps import StepHooks
 from .together import Together
 from .wrappers import unwrapped
-
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
 def attach(
@@ -122,7 +121,7 @@ class TorchScope(Attached):
         sharded = any(map(is_sharded, model.parameters()))
         everybody = distributed.group.WORLD if sharded and replica is None else average
         together = Together(everybody, next(model.parameters()).device)
-        optimizers = _optimizers(optimizer)
+        optimizers = optimizers_of(optimizer)
         # Passes beside training are for the first copy; with sharded parameters all ranks take part in them.
         self._is_looking = outer is None or outer[0] == 0 or sharded
         points = Points.of(self.model, measured)
@@ -138,7 +137,7 @@ class TorchScope(Attached):
         super().__init__(Scope(**options))
         try:
             copies = Copies(model.parameters(), outer)
-            self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
+            self._bindings = Bindings(self.scope, measured, groups_of(optimizers), copies, self._watch)
             self._ids = dict(self._bindings.ids)
             self._gradients = GradientPasses(self.scope, self._bindings, self.model, self._stream, average, together)
             self._probing = ProbePasses(self.scope, self.model, points, self._stream, self._watch)
@@ -162,7 +161,7 @@ class TorchScope(Attached):
             self._first_step, self._hooks = self._hooks.step, None
         if self.scope.disabled:
             return
-        optimizers = _optimizers(optimizer)
+        optimizers = optimizers_of(optimizer)
         self._check_optimizers(optimizers)
         loss_scale = LossScale(self._grad_scaler)
         self._hooks = StepHooks(self.scope, self._bindings, optimizers, self._stream, self._watch, loss_scale)
@@ -242,8 +241,9 @@ class TorchScope(Attached):
         `loss_fn(model, batch)`: the mean loss of a batch; default: the one that the model computes. `examples`: loss
         terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken, and
         among ranks no more than the one with the fewest has; returns how many. The model is in evaluation mode, where
-        transformers computes without gradient checkpoints. Gradients, optimizer and random numbers of training are
-        as before.
+        transformers computes without gradient checkpoints, and without the trainer's autocast, unless `loss_fn` enters
+        it. Training is as before, also the order of a DataLoader that batches come from. If a batch raises, those before
+        it stay: a second call at the same weights adds to them, and the first one after an update begins anew.
         """
         if self.scope.disabled:
             return 0
@@ -334,14 +334,14 @@ class TorchScope(Attached):
 
     def _check_optimizers(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         parameters = self._bindings.parameters
-        if parameters and _groups(optimizers).keys().isdisjoint(map(id, parameters)):
+        if parameters and groups_of(optimizers).keys().isdisjoint(map(id, parameters)):
             self._watch.say(
                 "the optimizer has none of the parameters that are measured",
                 "pass the model whose parameters the optimizer was made with (an engine that flattens them, as "
                 "DeepSpeed's, cannot be measured so)",
                 stacklevel=5,
             )
-        if any(_is_watched(one) for one in optimizers):
+        if any(is_watched(one) for one in optimizers):
             self._watch.say(
                 "an optimizer has the hooks of another scope",
                 "close that one, or each step is measured twice, at twice the cost",
@@ -355,32 +355,6 @@ class TorchScope(Attached):
             f"{names}. Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file",
             stacklevel=5,
         )
-
-
-def _optimizers(optimizer: Optimizers | None) -> list[torch.optim.Optimizer]:
-    given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
-    found = []
-    for one in given:
-        # Accelerate and Lightning wrap the optimizer that makes the step, without hooks of their own. An optimizer that
-        # calls another one, as Lookahead does, has some, and its step is the one that counts.
-        while "_optimizer_step_pre_hooks" not in getattr(one, "__dict__", {}):
-            inner = getattr(one, "optimizer", None)
-            if inner is None:
-                raise invalid(f"optimizer: a {type(one).__name__} is no torch.optim.Optimizer")
-            one = inner
-        found.append(one)
-    return found
-
-
-def _is_watched(optimizer: torch.optim.Optimizer) -> bool:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in hooks)
-
-
-def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, int]:
-    """Number of the parameter group of each parameter, counted over all optimizers."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
 
 
 def _group_of_copies(model: nn.Module) -> distributed.ProcessGroup | None:
