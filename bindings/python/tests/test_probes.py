@@ -240,6 +240,32 @@ def test_a_decoder_of_another_length_than_the_encoder_is_left_out():
     scope.close()
 
 
+class Adapted(nn.Module):
+    """As PEFT wraps a linear layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, base.out_features, bias=False)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_heads_of_an_adapted_projection_are_those_of_the_projection():
+    model = model_of("llama", "sdpa").requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = Adapted(layer.self_attn.o_proj)
+    scope = forgetscope.attach(model, budget_bytes=0)
+    for _ in range(2):
+        scope.probe("a", probe_batches())
+        moved(model)
+    frame = records_of(scope, "head")
+    assert len(frame) == 8 and frame.contribution_change.nunique() == 8
+    scope.close()
+
+
 def test_layers_of_pytorch_and_what_they_attend_to():
     for batch_first in (True, False):
         torch.manual_seed(2)
