@@ -56,9 +56,9 @@ def test_blocks_of_stages_are_numbered_one_after_another():
         for _ in range(2):
             scope.probe("a", [images], forward=lambda m, x: m(pixel_values=x))
     assert [str(one.message).split(": ")[1] for one in said if "forgetscope" in str(one.message)] == [
-        "attention in some layers left out of probes",
-        "outputs of heads in some layers left out of probes",
-        "hidden states in some layers left out of probes",
+        "probes leave out attention of some layers",
+        "probes leave out outputs of heads of some layers",
+        "probes leave out hidden states of some layers",
     ]
     assert set(records_of(scope, "representation").layer) == {0, 1}
     scope.close()
@@ -73,26 +73,25 @@ def test_models_without_names_of_attention():
     assert paths_of(nn.Linear(4, 4)) == []
 
 
-class Mixed(nn.Module):
-    def __init__(self, heads: list[str]) -> None:
+class Attending(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        for name in heads:
-            setattr(self, name, nn.ModuleDict({"self_attn": nn.MultiheadAttention(8, 2)}))
+        self.self_attn = nn.MultiheadAttention(8, 2)
 
 
-class Other(Mixed):
+class Other(Attending):
     pass
 
 
 def test_layers_that_are_not_all_alike():
-    assert paths_of(nn.ModuleDict({"h": nn.ModuleList([Mixed(["a"]), Other(["a"]), Mixed(["a"])])})) == [
+    assert paths_of(nn.ModuleDict({"h": nn.ModuleList([Attending(), Other(), Attending()])})) == [
         f"h.{n}" for n in range(3)
     ]
     # What a layer holds in a list is the layer's own.
-    parts = nn.ModuleList([nn.Sequential(Mixed(["a"]), nn.Sequential(nn.Linear(8, 8), nn.ReLU())) for _ in range(2)])
+    parts = nn.ModuleList([nn.Sequential(Attending(), nn.Sequential(nn.Linear(8, 8), nn.ReLU())) for _ in range(2)])
     assert paths_of(parts) == ["0", "1"]
-    heads = [nn.ModuleDict({"heads": nn.ModuleList(Mixed(["a"]) for _ in range(2)), "q_proj": nn.Linear(8, 8)})] * 1
-    assert paths_of(nn.ModuleList(heads)) == ["0"]
+    one = nn.ModuleDict({"heads": nn.ModuleList(Attending() for _ in range(2)), "q_proj": nn.Linear(8, 8)})
+    assert paths_of(nn.ModuleList([one])) == ["0"]
 
 
 def test_a_head_behind_the_layers_is_in_nobodys_way():
@@ -116,9 +115,8 @@ def test_a_head_behind_the_layers_is_in_nobodys_way():
         scope.probe("a", batches(2, 5, sequences=16, vocabulary=64))
     assert set(records_of(scope, "representation").layer) == {0, 1} and not records_of(scope, "attention").empty
     scope.close()
-    # Who calls its steps layers is told once that they are not of the probe's tokens.
-    rules = [{"match": r"classifier\.(?P<layer>\d)", "role": "lm_head"}]
-    scope = forgetscope.attach(model, rules=[{**rules[0], "match": r"classifier\.(?P<layer>[2])"}, *rules])
-    with pytest.warns(RuntimeWarning, match=r"hidden states in some layers left out of probes.*16 sequences of 9"):
+    # Who calls one of its steps a layer is told once that it is not of the probe's tokens.
+    scope = forgetscope.attach(model, rules=[{"match": r"classifier\.(?P<layer>2)", "role": "lm_head"}, *rules])
+    with pytest.warns(RuntimeWarning, match=r"probes leave out hidden states of some layers.*16 sequences of 9"):
         scope.probe("a", batches(2, 5, sequences=16, vocabulary=64))
     scope.close()

@@ -50,8 +50,8 @@ class PassBatch:
         if shape in ((sequences, length), (sequences * length,)):
             return True
         self._watch.say(
-            f"{what} in some layers left out of probes",
-            f"in layer {layer} it begins with {list(shape)}, but the batch has {sequences} sequences of {length} "
+            f"probes leave out {what} of some layers",
+            f"the shape in layer {layer} begins with {list(shape)}, the batch has {sequences} sequences of {length} "
             "tokens (windows, other resolutions, a decoder beside an encoder of another length)",
         )
         return False

@@ -242,8 +242,8 @@ class TorchScope(Attached):
         terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken, and
         among ranks no more than the one with the fewest has; returns how many. The model is in evaluation mode, where
         transformers computes without gradient checkpoints, and without the trainer's autocast, unless `loss_fn` enters
-        it. Training is as before, also the order of a DataLoader that batches come from. If a batch raises, those before
-        it stay: a second call at the same weights adds to them, and the first one after an update begins anew.
+        it. Training is as before, also the order of a DataLoader that batches come from. If a batch raises, those
+        before it stay: a second call at the same weights adds to them, and the first one after an update begins anew.
         """
         if self.scope.disabled:
             return 0
