@@ -82,8 +82,13 @@ class Scope(Session):
 
     def expect_open(self) -> None:
         """Raises if the scope was closed."""
-        if not self._closer.alive:
+        if self.is_closed:
             raise Error(Status.ERROR_PHASE, "the scope was closed; open another one")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._closer.alive
 
     @property
     def disabled(self) -> bool:
@@ -288,8 +293,7 @@ class Scope(Session):
         try:
             yield ProbePass(self, stream)
         except BaseException:
-            # Incomplete, so it is dropped.
-            self.raw.fgs_probe_end(self.handle)
+            self.raw.fgs_probe_abandon(self.handle)
             raise
         self._call("probe_end")
 
