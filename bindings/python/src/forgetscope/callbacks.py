@@ -89,31 +89,24 @@ class _TaskOfTraining:
         if not self._is_training or self.scope is None:
             return
         self._is_training = False
-        if self._reference is not None:
-            self._guarded("there is no reference", self._take_reference)
-        self._guarded("a task was not ended", self.scope.task_end)
-
-    def _take_reference(self) -> None:
-        assert self.scope is not None and self._reference is not None
-        batches = self._reference() if callable(self._reference) else self._reference
-        self.scope.reference(self.task, batches, self._loss_fn)
+        with self._watch.guard("there is no reference"):
+            if self._reference is not None:
+                batches = self._reference() if callable(self._reference) else self._reference
+                self.scope.reference(self.task, batches, self._loss_fn)
+        with self._watch.guard("a task was not ended"):
+            self.scope.task_end()
 
     def _interrupted(self) -> None:
         """Ends the task of a training that an exception has ended: its weights are no place for a reference."""
         if self._is_training and self.scope is not None:
             self._is_training = False
-            self._guarded("a task was not ended", self.scope.task_end)
+            with self._watch.guard("a task was not ended"):
+                self.scope._task_failed()
 
     def _record(self, task: str, value: Any) -> None:
-        scope = self.scope
-        if scope is not None:
-            self._guarded("a loss was not recorded", lambda: scope.record_loss(task, float(value)))
-
-    def _guarded(self, what: str, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:
-            self._watch.say(what, str(error))
+        if self.scope is not None:
+            with self._watch.guard("a loss was not recorded"):
+                self.scope.record_loss(task, float(value))
 
 
 class HuggingFaceCallback(_TaskOfTraining, _HuggingFaceBase):
