@@ -1,7 +1,8 @@
-"""Scopes whose rings lie in a directory of the test, small models, and the records of a run by name."""
+"""Scopes whose rings lie in a directory of the test, small models, processes of a group, and the records of a run."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import forgetscope
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 REPOSITORY = Path(__file__).parents[3]
-# Processes that tests start find the package too.
+# Processes that tests start find the package, and the tests, too.
 if "FGS_LIB" in os.environ:
     os.environ["FGS_LIB"] = str(Path(os.environ["FGS_LIB"]).resolve())
-os.environ["PYTHONPATH"] = str(REPOSITORY / "bindings/python/src")
+_paths = [str(REPOSITORY / "bindings/python" / name) for name in ("src", "tests")]
+os.environ["PYTHONPATH"] = os.pathsep.join([*_paths, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +119,25 @@ def raw_records(path: Path) -> np.ndarray:
     kinds = {name: number for number, name in forgetscope.Reader(path).catalog.kinds.items()}
     records["values"][records["kind"] == kinds["step"], 7] = 0
     return records
+
+
+def spawn(function: Any, world: int, directory: Path, *arguments: Any) -> None:
+    """Runs `function(rank, directory, …)` in `world` processes of one gloo group.
+
+    They are forked from a process that has imported what takes long, and has done nothing else.
+    """
+    multiprocessing.set_forkserver_preload(["megatron_on_cpu", "pandas"])
+    torch.multiprocessing.start_processes(
+        _process, (world, directory, function, arguments), nprocs=world, start_method="forkserver"
+    )
+
+
+def _process(rank: int, world: int, directory: Path, function: Any, arguments: Any) -> None:
+    os.environ["FGS_RING_DIR"] = str(directory)
+    torch.set_num_threads(1)
+    store = f"file://{directory}/store-{function.__name__}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    try:
+        function(rank, directory, *arguments)
+    finally:
+        dist.destroy_process_group()

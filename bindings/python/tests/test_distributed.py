@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from pathlib import Path
 
 import forgetscope
@@ -12,7 +11,7 @@ import pandas
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import RULES, Tiny, batches, loss_of
+from conftest import RULES, Tiny, batches, loss_of, spawn
 from forgetscope.torch.sharding import Copies, part_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,22 +20,6 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 STEPS = 3
-
-
-def spawn(function, world: int, directory: Path, *arguments) -> None:
-    """Runs `function(rank, directory, …)` in `world` processes of one gloo group."""
-    torch.multiprocessing.spawn(_process, (world, directory, function, arguments), nprocs=world)
-
-
-def _process(rank: int, world: int, directory: Path, function, arguments) -> None:
-    os.environ["FGS_RING_DIR"] = str(directory)
-    torch.set_num_threads(1)
-    store = f"file://{directory}/store-{function.__name__}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    try:
-        function(rank, directory, *arguments)
-    finally:
-        dist.destroy_process_group()
 
 
 def model_of() -> Tiny:
