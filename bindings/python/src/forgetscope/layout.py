@@ -98,7 +98,7 @@ class DdpLayout:
 def from_megatron(chunk: Any, *, parallel: Parallel | None = None, is_of_experts: bool = False) -> MegatronLayout:
     """The buckets of a chunk, a Megatron-Core DistributedDataParallel, in the order in which it reduces them.
 
-    `is_of_experts`: those of the experts instead, which are reduced by other ranks (FGS_PRELOAD_RANKS tells them apart).
+    `is_of_experts`: those of the experts instead, which other ranks reduce (FGS_PRELOAD_RANKS tells them apart).
     `parallel`: where this process stands; as Megatron says.
     """
     from .megatron.heads import head_map
