@@ -1,4 +1,4 @@
-"""Writes the layout of a chunk as Megatron-Core has it, which need not be installed: buckets of 4096 and 2048 elements."""
+"""Writes the layout of a chunk as Megatron-Core has it, without Megatron-Core: buckets of 4096 and 2048 elements."""
 
 import sys
 from types import SimpleNamespace
