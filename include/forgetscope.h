@@ -860,8 +860,8 @@ fgs_status fgs_step_end(fgs_scope *scope,
 // A pass over the probe of a task begins: one forward run of its fixed batches at the weights of now.
 //
 // Then, for every batch: `fgs_probe_batch`, and for every layer what is to be measured: `fgs_probe_hidden`,
-// `fgs_probe_attention`, `fgs_probe_head_output`, `fgs_probe_router`. Then `fgs_probe_end`. Between steps only; a step or
-// task that begins in between gives the pass up.
+// `fgs_probe_attention`, `fgs_probe_head_output`, `fgs_probe_router`. Then `fgs_probe_end`, or `fgs_probe_abandon` if the
+// forward run failed. Between steps only; a step or task that begins in between gives the pass up.
 //
 // A pass over the task that is being trained becomes the base that later passes of it are compared with, and replaces an
 // earlier one; take it just before `fgs_task_end`. The first pass of any other task becomes its base too. Passes of
@@ -958,6 +958,14 @@ fgs_status fgs_probe_router(fgs_scope *scope,
 // Requires:
 // `scope` must come from `fgs_open` and not have been closed.
 fgs_status fgs_probe_end(fgs_scope *scope);
+
+// The pass is not going on, as when the forward run failed: nothing of it is measured, and an earlier base stays.
+//
+// It is counted, as one that a step or a task gave up. Errors: FGS_ERROR_PHASE if none has begun.
+//
+// Requires:
+// `scope` must come from `fgs_open` and not have been closed.
+fgs_status fgs_probe_abandon(fgs_scope *scope);
 
 // What putting back a head's old weights does to a task's loss: the functional effect that a severe disruption must have.
 //

@@ -335,7 +335,8 @@ private:
     Status status_;
 };
 
-// A pass over a task's probe. One that is not ended is given up by the next step.
+// A pass over a task's probe. One that is not ended, since an exception left its block, is given up by whatever begins next: a
+// step, a task or a pass; abandon() does so at once.
 class [[nodiscard]] Probe {
 public:
     Probe(fgs_scope* scope, const fgs_probe& probe) noexcept : scope_(scope), status_(fgs_probe_begin(scope, &probe)) {}
@@ -369,6 +370,7 @@ public:
         return fgs_probe_router(scope_, layer, &tensor, top_k, stream);
     }
     Status end() noexcept { return fgs_probe_end(scope_); }
+    Status abandon() noexcept { return fgs_probe_abandon(scope_); }
 
 private:
     fgs_scope* scope_;

@@ -4,6 +4,7 @@
 //! the relative error √(r² + s²), to first order. Both are sampled with the same random vectors, so their errors go together
 //! and the true error is rather smaller. Null: 1. Below: flatter; above: sharper.
 
+use super::hypot::hypot;
 use super::noise::Estimate;
 
 /// now/base with its error. Undetermined (NaN) unless the base is above two of its errors.
@@ -12,7 +13,7 @@ pub fn ratio(now: Estimate, base: Estimate) -> Estimate {
         return Estimate { value: f64::NAN, error: f64::NAN };
     }
     let value = now.value / base.value;
-    Estimate { value, error: (now.error / base.value).hypot(value * base.error / base.value) }
+    Estimate { value, error: hypot(now.error / base.value, value * base.error / base.value) }
 }
 
 #[cfg(test)]
@@ -32,7 +33,7 @@ mod tests {
             let by_now = (now + now_error) / base - now / base;
             let by_base = now / (base + base_error) - now / base;
             // Second order in errors that are 2·10⁻⁵ of the base at most.
-            prop_assert!((found.error - by_now.hypot(by_base)).abs() < 1e-4 * found.error + 1e-12);
+            prop_assert!((found.error - hypot(by_now, by_base)).abs() < 1e-4 * found.error + 1e-12);
             // Units cancel.
             let scaled = ratio(
                 Estimate { value: now * scale, error: now_error * scale },

@@ -19,6 +19,7 @@ pub mod flattening;
 pub mod forecast;
 pub mod forgetting;
 pub mod hutchinson;
+pub mod hypot;
 pub mod interference;
 pub mod linalg;
 pub mod noise;

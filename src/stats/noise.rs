@@ -15,6 +15,8 @@
 //! Input: for each step its squared norm, its inner product with the sum of all steps, and with the mean reference; the
 //! same for batches. Cost: three short inner products per step and batch, on sketches.
 
+use super::hypot::hypot;
+
 /// One sample (steps, or batches of the reference) reduced to inner products.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gradients {
@@ -143,7 +145,7 @@ pub fn corrected_cosine(steps: &Gradients, batches: &Gradients, sketch_error: f6
         );
         // Sketching disturbs the inner product and both norms.
         let norms = (steps.norm_variance / a.powi(4) + batches.norm_variance / b.powi(4)).sqrt() * cosine / 2.0;
-        let sketching = (sketch_error / (a * b)).hypot(norms);
+        let sketching = hypot(sketch_error / (a * b), norms);
         Estimate { value: cosine, error: hypot3(over_steps, over_batches, sketching) }
     } else {
         Estimate { value: f64::NAN, error: f64::NAN }

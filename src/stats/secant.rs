@@ -10,6 +10,7 @@
 //! per squared unit of the parameters.
 
 use super::hutchinson::mean;
+use super::hypot::hypot;
 use super::noise::Estimate;
 
 /// `rise` is ⟨ḡ_A(θ_t) − ḡ_A(θ_A), D⟩ from the best source at hand; `now` and `then` are projections ⟨g_b, D⟩ of single
@@ -19,7 +20,7 @@ pub fn secant(rise: f64, now: &[f64], then: &[f64], variance: f64, squares: f64)
     if !(squares > 0.0 && squares.is_finite()) {
         return Estimate { value: f64::NAN, error: f64::NAN };
     }
-    let error = mean(now).error.hypot(mean(then).error).hypot(variance.sqrt());
+    let error = hypot(hypot(mean(now).error, mean(then).error), variance.sqrt());
     Estimate { value: rise / squares, error: error / squares }
 }
 

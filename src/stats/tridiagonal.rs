@@ -7,6 +7,8 @@
 //! Written out rather than left to LAPACK, because trainers wait for it: it takes no lock. Cost: about 9n² operations for
 //! eigenvalues, 6n³ with eigenvectors; n is the number of Lanczos steps.
 
+use super::hypot::hypot;
+
 /// A symmetric tridiagonal matrix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tridiagonal {
@@ -111,10 +113,10 @@ impl Tridiagonal {
         // Wilkinson's shift: the eigenvalue of the last 2 × 2 block that is closer to its corner.
         let half = (d[high - 1] - d[high]) / 2.0;
         let last = e[high - 1];
-        let shift = d[high] - last * (last / (half + half.hypot(last).copysign(half)));
+        let shift = d[high] - last * (last / (half + hypot(half, last).copysign(half)));
         let (mut x, mut bulge) = (d[low] - shift, e[low]);
         for k in low..high {
-            let length = x.hypot(bulge);
+            let length = hypot(x, bulge);
             let (c, s) = if length > 0.0 { (x / length, bulge / length) } else { (1.0, 0.0) };
             if k > low {
                 e[k - 1] = length;

@@ -59,6 +59,7 @@ int main(void)
     OK(fgs_probe_head_output(scope, 0, 2, 0, &data, NULL, &stream));
     OK(fgs_probe_router(scope, 0, &data, 1, &stream));
     OK(fgs_probe_end(scope));
+    OK(fgs_probe_abandon(scope));
     OK(fgs_head_effect(scope, "task", 0, 0, 1.0, 1.0, NAN));
     fgs_curvature curvature = FGS_CURVATURE_INIT;
     fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;

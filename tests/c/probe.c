@@ -201,6 +201,27 @@ int main(void)
     all = ring_of(scope);
     CHECK(count_of(&all, "fault", 14) == 1);
     CHECK_WITHIN(value(&all, latest(&all, "representation", LEVEL_LAYER, 0), "cka"), 1.0, 1e-12);
+    size_t before = all.count;
+    ring_free(&all);
+
+    /* A forward run that failed after a whole batch: what it handed over would be a pass, with other batches. */
+    OK(fgs_task_end(scope));
+    OK(fgs_task_begin(scope, "third"));
+    probe.task = "third";
+    OK(fgs_probe_begin(scope, &probe));
+    OK(fgs_probe_batch(scope, SEQUENCES, LENGTH, NULL, 0));
+    forward(0, 0, 0.0f, 1.0f, 1.0f);
+    fgs_dltensor states = F32(hidden, SEQUENCES, LENGTH, WIDTH);
+    OK(fgs_probe_hidden(scope, 0, &states, NULL));
+    forget();
+    OK(fgs_probe_abandon(scope));
+    REFUSED(fgs_probe_end(scope), FGS_ERROR_PHASE, "fgs_probe_begin");
+    OK(fgs_task_end(scope));
+    /* It is no base: a later pass is not compared with it. */
+    all = ring_of(scope);
+    CHECK(count_of(&all, "fault", 15) == 1);
+    for (size_t i = before; i < all.count; i++)
+        CHECK(!is_kind(&all, &all.records[i], "representation"));
     ring_free(&all);
     OK(fgs_close(scope));
     return RESULT();

@@ -122,6 +122,7 @@ static void check_null_scope(void)
     BAD(fgs_probe_head_output(NULL, 0, 1, 0, &data, NULL, NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_probe_router(NULL, 0, &data, 1, NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_probe_end(NULL), FGS_ERROR_NULL, "scope");
+    BAD(fgs_probe_abandon(NULL), FGS_ERROR_NULL, "scope");
     BAD(fgs_head_effect(NULL, "task", 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NULL, "scope");
     fgs_curvature curvature = FGS_CURVATURE_INIT;
     fgs_curvature_request request = FGS_CURVATURE_REQUEST_INIT;
@@ -528,6 +529,7 @@ static void check_probe_data(void)
     BAD(fgs_probe_head_output(scope, 0, 2, 0, &hidden, NULL, NULL), FGS_ERROR_PHASE, "fgs_probe_begin");
     BAD(fgs_probe_router(scope, 0, &hidden, 1, NULL), FGS_ERROR_PHASE, "fgs_probe_begin");
     BAD(fgs_probe_end(scope), FGS_ERROR_PHASE, "fgs_probe_begin");
+    BAD(fgs_probe_abandon(scope), FGS_ERROR_PHASE, "fgs_probe_begin");
     BAD(fgs_head_effect(scope, "never heard of", 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NOT_FOUND, "never heard of");
     BAD(fgs_head_effect(scope, NULL, 0, 0, 1.0, 1.0, 0.1), FGS_ERROR_NULL, "task");
     BAD(fgs_head_effect(scope, "first", 1 << 16, 0, 1.0, 1.0, 0.1), FGS_ERROR_INVALID, "layer");

@@ -122,6 +122,8 @@ std::string train_in_c() {
         fgs_probe_head_output(scope, 3, HEADS, 0, &k, nullptr, nullptr);
         fgs_probe_router(scope, 3, &l, 2, nullptr);
         fgs_probe_end(scope);
+        fgs_probe_begin(scope, &probe);
+        fgs_probe_abandon(scope);
         fgs_curvature curvature = FGS_CURVATURE_INIT;
         curvature.task = "first", curvature.lanczos_steps = 8, curvature.trace_vectors = 2;
         fgs_curvature_begin(scope, &curvature);
@@ -198,6 +200,8 @@ std::string train_in_cpp() {
             CHECK(probe.head_output(3, HEADS, key));
             CHECK(probe.router(3, fgs::View(logits, {8, EXPERTS}), 2));
             CHECK(probe.end());
+            fgs::Probe left = scope.probe("first");
+            CHECK(left.status() && left.abandon() && !left.end());
         }
         fgs_curvature curvature = FGS_CURVATURE_INIT;
         curvature.lanczos_steps = 8, curvature.trace_vectors = 2;

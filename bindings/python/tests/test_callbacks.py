@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import RULES, Tiny, batches, loss_of, records_of
+from forgetscope import Error
 from forgetscope.callbacks import HuggingFaceCallback, LightningCallback
 from test_probes import MODELS
 from torch.utils.data import DataLoader
@@ -218,3 +219,35 @@ def test_a_callback_that_never_began_ends_quietly():
     callback = HuggingFaceCallback("prose")
     callback.on_train_end(None, None, None)
     assert callback.scope is None and forgetscope.runs() == []
+
+
+def test_what_goes_wrong_at_the_end_does_not_end_the_training(tmp_path):
+    """A reference that cannot be taken is said; the model can be saved, and evaluated after the scope was closed."""
+    logging.disable(logging.WARNING)
+    model = transformers.LlamaForCausalLM(MODELS["llama"])
+    callback = WaitingHuggingFace("prose", reference=[torch.zeros(2, 4, dtype=torch.long)], every=1)
+    trainer = trainer_of(model, tmp_path, 0, [callback])
+    with pytest.warns(RuntimeWarning, match="there is no reference: loss_fn: the model computes no loss"):
+        trainer.train()
+    callback.scope.close()
+    with pytest.warns(RuntimeWarning, match="a loss was not recorded: the scope was closed"):
+        trainer.evaluate()
+    with pytest.raises(Error, match="every: is for a new scope"):
+        HuggingFaceCallback("code", scope=callback.scope, every=3)
+
+
+def test_steps_have_the_trainers_numbers():
+    """Also behind one that `GradScaler` has skipped, in which the optimizer is not called."""
+    model = Tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    callback, state = HuggingFaceCallback("prose", every=1, rules=RULES), transformers.TrainerState(global_step=7)
+    callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
+    for tokens in batches(3, 0):
+        callback.on_step_begin(None, state, None)
+        loss_of(model, tokens).backward()
+        if state.global_step != 8:
+            optimizer.step()
+            callback.scope.flush()
+        state.global_step += 1
+    assert records_of(callback.scope, "step").step.tolist() == [7, 9]
+    callback.scope.close()

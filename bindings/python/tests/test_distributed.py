@@ -15,7 +15,7 @@ from conftest import RULES, Tiny, batches, loss_of, spawn
 from forgetscope.torch.sharding import Copies, part_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -120,6 +120,79 @@ def test_ddp_counts_its_copies_once(tmp_path, single):
         and forgetscope.Reader(second).frame("representation").empty
     )
     assert [run.world for run in forgetscope.runs(tmp_path)] == [2, 2]
+
+
+def losses_beside(look, rank: int, **options) -> list[float]:
+    """Training in which `look` comes between gradients that wait for their step, and a forward pass that waits."""
+    model = nn.parallel.DistributedDataParallel(model_of(), **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scope = forgetscope.attach(model, optimizer, every=1, rules=RULES) if look is not None else None
+    found = []
+    part = slice(4 * rank, 4 * rank + 4)
+    for number, tokens in enumerate(data_of(0) + data_of(1)):
+        loss = loss_of(model, tokens[part])
+        # Twice before the backward pass of this batch, while the gradient of the one before waits for its step.
+        if scope is not None and number % 2:
+            look(scope, [tokens[part] for tokens in data_of(10 + rank)])
+        loss.backward()
+        found.append(loss.item())
+        # Evaluation with gradients, and without a backward pass: the reducer expects one.
+        loss_of(model, data_of(2)[0][part])
+        if scope is not None:
+            look(scope, [tokens[part] for tokens in data_of(20 + rank)])
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=number < 3)
+    if scope is not None:
+        scope.close()
+    return found
+
+
+def beside(rank: int, directory: Path) -> None:
+    looks = (
+        lambda scope, data: scope.reference("a", data, loss_of),
+        lambda scope, data: scope.probe("a", batches(1, 20, sequences=16, vocabulary=15)),
+        lambda scope, data: scope.curvature("a", data[0], loss_of, lanczos_steps=2, trace_vectors=1),
+    )
+    for options in ({"gradient_as_bucket_view": True}, {"find_unused_parameters": True}):
+        alone = losses_beside(None, rank, **options)
+        for number, look in enumerate(looks):
+            assert losses_beside(look, rank, **options) == alone, (options, number)
+
+
+def test_ddp_reduces_the_gradients_of_training_only(tmp_path):
+    """Its hooks wait for a backward pass of training, and its buckets are the gradients of training."""
+    spawn(beside, 2, tmp_path)
+
+
+def first_version(rank: int, directory: Path) -> None:
+    for shows_views in (False, True):
+        model = FullyShardedDataParallel(model_of(), use_orig_params=shows_views, device_id=torch.device("cpu"))
+        for wrapped in (model, nn.ModuleDict({"inner": model})):
+            with pytest.raises(forgetscope.Error, match="FullyShardedDataParallel of the first version"):
+                forgetscope.attach(wrapped, rules=RULES)
+
+
+def test_fsdp_of_the_first_version_is_refused(tmp_path):
+    spawn(first_version, 1, tmp_path)
+
+
+def raising(rank: int, directory: Path) -> None:
+    """One rank fails; the probe at the end of the task is a collective that the others do not take part in."""
+    model = model_of()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    scope = forgetscope.attach(model, every=1, rules=RULES, probes={"a": batches(2, 20, vocabulary=15)})
+    if rank:
+        with pytest.raises(ZeroDivisionError), scope.task("a"):
+            raise ZeroDivisionError
+    mine = torch.ones(1)
+    dist.all_reduce(mine)
+    assert mine.item() == 2
+    scope.close()
+
+
+def test_a_rank_that_fails_makes_no_probe_by_itself(tmp_path):
+    spawn(raising, 2, tmp_path)
 
 
 def uneven(rank: int, directory: Path, sharded: bool) -> None:

@@ -224,6 +224,50 @@ def test_a_wrong_probe_is_said_once_and_the_task_ends(tiny):
     scope.close()
 
 
+def test_a_task_whose_training_raised_just_ends(tiny):
+    """The model may be broken: it is no base of anything. Nor is a task's end the place to be told."""
+    passes = []
+    probes = {"a": batches(2, 5, sequences=16)}
+    scope = forgetscope.attach(
+        tiny, every=1, rules=RULES, probes=probes, forward=lambda m, x: (passes.append(x), m(x))[1]
+    )
+    for error in (OutOfMemory, KeyboardInterrupt):
+        with pytest.raises(error), scope.task("a"):
+            raise error
+    assert not passes and records_of(scope, "representation").empty
+    with scope.task("a"):
+        pass
+    ended = records_of(scope, "task").event == 1
+    assert len(passes) == 2 and ended.sum() == 3
+    scope.close()
+
+
+def test_faults_at_the_end_of_a_task_are_said(tiny, monkeypatch):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    with monkeypatch.context() as patch:
+        patch.setattr(scope.scope, "snapshot", lambda *_, **__: 1 / 0)
+        with pytest.warns(RuntimeWarning, match="the snapshot at the end of a task was not kept: division") as said:
+            for task in ("a", "b"):
+                with scope.task(task):
+                    backward(tiny, batches(1, 0)[0])
+                    optimizer.step()
+        patch.setattr(scope._bindings, "update_parameters", lambda: 1 / 0)
+        with pytest.warns(RuntimeWarning, match="a task was not ended: division"), scope.task("c"):
+            pass
+    assert len([one for one in said if "forgetscope" in str(one.message)]) == 1
+    scope.close()
+
+
+def test_a_scope_that_is_closed_within_a_task(tiny):
+    for scope in (forgetscope.attach(tiny, rules=RULES), forgetscope.Scope()):
+        with scope.task("a"):
+            scope.close()
+        with pytest.raises(OutOfMemory), forgetscope.Scope() as other, other.task("a"):
+            other.close()
+            raise OutOfMemory
+
+
 def test_an_exception_within_a_task_is_not_replaced(tiny):
     scope = forgetscope.attach(tiny, rules=RULES)
     with pytest.raises(OutOfMemory), scope.task("a"):

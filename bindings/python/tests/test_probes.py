@@ -129,9 +129,9 @@ def test_contributions_of_heads(name, monkeypatch):
         hooks: list = []
         outputs.append({})
         added.append({})
-        for layer, (module, _heads) in scope._points.outputs.items():
+        for layer, (module, _heads) in scope._probing.points.outputs.items():
             watch(layer, module)
-        for layer, module in scope._points.layers.items():
+        for layer, module in scope._probing.points.layers.items():
             watch_stream(layer, module)
         scope.probe("a", probe_batches()[:1])
         for hook in hooks:
@@ -150,17 +150,119 @@ def test_contributions_of_heads(name, monkeypatch):
     scope.close()
 
 
-def test_routers_of_experts():
+@pytest.mark.parametrize("puts_out", ["logits", "probabilities", "scores"])
+def test_routers_of_experts(puts_out, monkeypatch):
+    """Against PyTorch, whatever a version of transformers returns from its routers."""
+    monkeypatch.setenv("FGS_PROBE_TOKENS_PER_SEQUENCE", "12")  # all of them
     model = model_of("mixtral", "sdpa")
+    routers = [layer.mlp.gate for layer in model.model.layers]
+    if puts_out != "logits":
+        whole = type(routers[0]).forward
+
+        def forward(self, states):
+            logits, *rest = whole(self, states)
+            return logits.softmax(-1) if puts_out == "probabilities" else logits.sigmoid(), *rest
+
+        monkeypatch.setattr(type(routers[0]), "forward", forward)
+    scope = forgetscope.attach(model, budget_bytes=0)
+    seen: list[list[torch.Tensor]] = []
+    for _ in range(2):
+        seen.append([])
+        hooks = [
+            router.register_forward_pre_hook(
+                lambda module, inputs: seen[-1].append(inputs[0].flatten(0, -2).double() @ module.weight.double().t())
+            )
+            for router in routers
+        ]
+        scope.probe("a", probe_batches()[:1])
+        for hook in hooks:
+            hook.remove()
+        moved(model)
+    frame = records_of(scope, "router")
+    assert frame.experts.unique().tolist() == [4] and set(frame.layer) == {0, 1}
+    for layer in range(2):
+        row = frame.query(f"layer == {layer}").iloc[-1]
+        before, now = (logits[layer].log_softmax(-1) for logits in seen)
+        between = torch.logaddexp(before, now) - np.log(2)
+        halves = [(p.exp() * (p - between)).sum(-1).mean() / 2 for p in (before, now)]
+        # Logits are in fp32; a divergence is quadratic in what they differ by.
+        assert row.js_divergence == pytest.approx(float(sum(halves)), rel=1e-4) and row.js_divergence > 1e-4
+        assert row.divergence == pytest.approx(float((before.exp() * (before - now)).sum(-1).mean()), rel=1e-4)
+    # Two of four experts a token: the overlap that chance gives is that of pairs.
+    assert row.jaccard_null == pytest.approx((1 / 6) * 1 + (4 / 6) * (1 / 3), abs=0.05)
+    scope.close()
+
+
+def bart() -> nn.Module:
+    logging.disable(logging.WARNING)
+    torch.manual_seed(5)
+    small = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 48))}
+    config = transformers.BartConfig(
+        vocab_size=64, d_model=32, encoder_attention_heads=2, decoder_attention_heads=4, pad_token_id=0, **small
+    )
+    model = transformers.BartForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def test_of_a_decoder_it_is_the_attention_to_itself():
+    """Attention, and outputs of heads, of one and the same; that to the encoder comes behind it."""
+    model = bart()
+    model.set_attn_implementation("eager")
+    scope = forgetscope.attach(model, budget_bytes=0)
+    outputs = scope._probing.points.outputs
+    assert [outputs[layer][0] for layer in (2, 3)] == [layer.self_attn.out_proj for layer in model.model.decoder.layers]
+    tokens = batches(1, 11, sequences=16, length=12, vocabulary=64)[0]
+    batch = {"input_ids": tokens, "decoder_input_ids": tokens.flip(1)}
+    with torch.no_grad():
+        expected = model.eval()(**batch, output_attentions=True)
+    scope.probe("a", [batch])
+    with Scope() as hand:
+        with hand.probe("a") as probe:
+            probe.batch(16, 12)
+            for layer, given in enumerate([*expected.encoder_attentions, *expected.decoder_attentions]):
+                probe.attention(layer, probabilities=given.contiguous(), mask="none" if layer < 2 else "causal")
+        found, by_hand = records_of(scope, "attention"), records_of(hand, "attention")
+        assert len(found) == len(by_hand) == 2 * 2 + 2 * 4
+        assert found.entropy.tolist() == pytest.approx(by_hand.entropy.tolist(), abs=2e-5)
+    scope.close()
+
+
+def test_a_decoder_of_another_length_than_the_encoder_is_left_out():
+    scope = forgetscope.attach(bart(), budget_bytes=0)
+    source, target = (batches(1, 11, sequences=16, length=n, vocabulary=64)[0] for n in (12, 7))
+    with pytest.warns(RuntimeWarning) as said:
+        scope.probe("a", [{"input_ids": source, "decoder_input_ids": target}])
+    assert len([one for one in said if "probes leave out" in str(one.message)]) == 3
+    assert set(records_of(scope, "representation").layer) == {0, 1} == set(records_of(scope, "attention").layer)
+    scope.close()
+
+
+class Adapted(nn.Module):
+    """As PEFT wraps a linear layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, base.out_features, bias=False)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_heads_of_an_adapted_projection_are_those_of_the_projection():
+    model = model_of("llama", "sdpa").requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = Adapted(layer.self_attn.o_proj)
     scope = forgetscope.attach(model, budget_bytes=0)
     for _ in range(2):
         scope.probe("a", probe_batches())
         moved(model)
-    frame = records_of(scope, "router")
-    assert frame.experts.unique().tolist() == [4] and set(frame.layer) == {0, 1}
-    # Two of four experts a token: the overlap that chance gives is that of pairs.
-    last = frame.iloc[-1]
-    assert last.jaccard_null == pytest.approx((1 / 6) * 1 + (4 / 6) * (1 / 3), abs=0.05) and last.divergence > 0
+    frame = records_of(scope, "head")
+    assert len(frame) == 8 and frame.contribution_change.nunique() == 8
     scope.close()
 
 
@@ -341,17 +443,59 @@ def test_classes_give_neural_collapse(tiny):
     scope.close()
 
 
-def test_a_reference_is_the_mean_of_its_batches(tiny):
-    """Frozen at the task's final weights; examples are counted from labels."""
-    from forgetscope.torch.references import terms_of
+def test_a_pass_that_raises_is_no_pass(tiny):
+    """Neither a base nor one with fewer batches."""
+    scope = forgetscope.attach(tiny, rules=RULES)
+    data = batches(3, 5, sequences=16)
 
-    labels = torch.tensor([[1, 2, -100, 4], [1, -100, -100, -100]])
-    assert (
-        terms_of({"labels": labels}) == 2 and terms_of({"labels": torch.tensor([1, 0])}) == 2 and terms_of(labels) == 0
-    )
+    def failing():
+        yield data[0]
+        raise OSError("disk")
+
+    for task in ("a", "b"):
+        with pytest.raises(OSError, match="disk"):
+            scope.probe(task, failing())
+    for _ in range(2):
+        scope.probe("a", data)
+    scope.flush()
+    found = forgetscope.Reader(scope.ring_path).frame("representation").query("layer == 0")
+    assert found.reference.tolist() == ["a", "a"] and found.batches.tolist() == [3, 3]
+    assert found.cka.iloc[-1] == pytest.approx(1.0)
+    scope.close()
+
+
+def test_a_reference_is_the_mean_of_its_batches(tiny):
+    """Frozen at the task's final weights."""
     scope = forgetscope.attach(tiny, every=1, rules=RULES)
     with scope.task("a"):
         assert scope.reference("a", iter(batches(9, 1)), loss_of, limit=5, examples=lambda tokens: tokens.numel()) == 5
     frame = records_of(scope, "task")
     assert frame.batches.max() == 5
     scope.close()
+
+
+def test_terms_of_a_loss_are_counted_from_labels():
+    from forgetscope.torch.references import terms_of
+
+    labels = torch.tensor([[1, 2, -100, 4], [1, -100, -100, -100]])
+    of = transformers
+    bart = of.BartConfig(vocab_size=64, d_model=8, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=8)
+    bart.decoder_ffn_dim = bart.encoder_attention_heads = bart.decoder_attention_heads = 8
+    vit = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 32}
+    llava = of.LlavaConfig(
+        vision_config=of.CLIPVisionConfig(**vit, patch_size=16, projection_dim=8), text_config=of.LlamaConfig(**GROUPED)
+    )
+    # Causal models predict from the second token on.
+    for model, terms in (
+        (of.LlamaForCausalLM(of.LlamaConfig(**GROUPED)), 2),
+        (of.GPT2LMHeadModel(MODELS["gpt2"]), 2),
+        (of.LlavaForConditionalGeneration(llava), 2),
+        (of.BertForMaskedLM(of.BertConfig(**SMALL)), 4),
+        (of.BertForTokenClassification(of.BertConfig(**SMALL)), 4),
+        (of.BartForConditionalGeneration(bart), 4),
+        (nn.Linear(2, 2), 4),
+    ):
+        assert terms_of(model, {"labels": labels}) == terms, type(model).__name__
+        assert terms_of(model, {"labels": torch.tensor([1, 0])}) == 2
+        # A regression, or shares of classes.
+        assert terms_of(model, {"labels": torch.rand(4, 2)}) == 0 == terms_of(model, labels)

@@ -1,5 +1,6 @@
 """The reader: every record once, by name, live and afterwards; files that are no rings are errors."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -140,3 +141,18 @@ def test_a_closed_reader_says_so(array):
         pass
     with pytest.raises(Error, match="the reader was closed"):
         reader.read()
+    with pytest.raises(Error, match="the reader was closed"):
+        reader.frame("gradient")
+
+
+def test_files_that_cannot_be_read_stay_closed(array):
+    with Scope(every=1) as scope:
+        train(scope, 1, array)
+    with scope.ring_path.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(Error):
+            Reader(scope.ring_path)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -3,11 +3,14 @@
 import logging
 from pathlib import Path
 
+import forgetscope
 import pytest
 import torch
 import transformers
+from conftest import batches, records_of
 from forgetscope import Error, HeadLayout, Role, Rule
 from forgetscope.torch import load_rules, measured_parameters
+from forgetscope.torch.heads import WHOLE, head_map
 from torch import nn
 
 SMALL = {
@@ -211,6 +214,77 @@ def test_linear_attention_has_heads_that_the_config_does_not_count():
     assert found["model.layers.1.self_attn.o_proj.weight"] == "output 4/2 separate columns"
 
 
+def gradients_of_heads(model: nn.Module, batch: dict[str, torch.Tensor], **axes: int) -> None:
+    """What is recorded of each head, against PyTorch. `axes`: ends of parameters' names, and where their heads lie."""
+    rules = [{"match": "conv|position|mask_emb|bias|seg_embed|rel_attn.r|layer_[12]", "role": "other"}]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = forgetscope.attach(model, optimizer, every=1, rules=rules)
+    model.eval()(**batch)[0].square().sum().backward()
+    optimizer.step()
+    frame = records_of(scope, "gradient").query("level == 'head'").set_index(["tensor", "head"])
+    for end, axis in axes.items():
+        (name,) = [name for name, _ in model.named_parameters() if name.endswith(end.replace("__", "."))]
+        found = frame.loc[name].sort_index().squares
+        heads = model.get_parameter(name).grad.double().movedim(axis, 0).reshape(4, -1)
+        # Sums in fp32 of up to 64 terms and in fp64 above: docs/statistics/README.md.
+        assert found.tolist() == pytest.approx(heads.square().sum(1).tolist(), rel=1e-5), name
+        assert found.nunique() == 4, name
+    scope.close()
+
+
+def test_heads_that_are_a_dimension():
+    """XLNet's are [width, heads, head width]."""
+    torch.manual_seed(1)
+    config = transformers.XLNetConfig(d_model=32, n_layer=1, n_head=4, d_inner=48, vocab_size=64)
+    batch = {"input_ids": batches(1, 3, vocabulary=64)[0]}
+    gradients_of_heads(transformers.XLNetModel(config), batch, rel_attn__q=1, rel_attn__v=1, rel_attn__o=1)
+    shape = head_map(Role.QUERY, HeadLayout.AUTO, (4, 32, 8), 4, 4, False)
+    assert (shape.heads, shape.axis) == (4, 0)
+    for shape in ((32, 32, 8), (4, 4, 8), (32, 3, 3)):
+        assert head_map(Role.QUERY, HeadLayout.AUTO, shape, 4, 4, False) is WHOLE
+
+
+def test_encoder_and_decoder_have_heads_of_their_own():
+    torch.manual_seed(1)
+    small = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 48))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
+    config = transformers.WhisperConfig(
+        vocab_size=64, num_mel_bins=8, d_model=32, pad_token_id=0, max_source_positions=8, **small, **heads
+    )
+    model = transformers.WhisperForConditionalGeneration(config)
+    found = {entry.name: described(entry) for entry in measured_parameters(model)}
+    assert found["model.encoder.layers.0.self_attn.k_proj.weight"] == "key 2/2 separate rows"
+    assert found["model.decoder.layers.0.self_attn.k_proj.weight"] == "key 4/4 separate rows"
+    batch = {"input_features": torch.randn(4, 8, 16), "decoder_input_ids": batches(1, 3, vocabulary=64)[0]}
+    names = {f"decoder__layers__0__self_attn__{name}_proj__weight": 0 for name in "qkv"}
+    gradients_of_heads(model, batch, **names, decoder__layers__0__self_attn__out_proj__weight=1)
+
+
+def test_the_joint_projection_of_cross_attention_has_no_queries():
+    config = transformers.GPT2Config(
+        n_embd=48, n_layer=1, n_head=4, vocab_size=64, n_positions=32, add_cross_attention=True
+    )
+    found = {entry.name: described(entry) for entry in measured_parameters(transformers.GPT2LMHeadModel(config))}
+    assert found["transformer.h.0.attn.c_attn.weight"] == "qkv 4/4 concatenated columns"
+    # 96 columns could be cut into twelve bands, which are no heads.
+    assert found["transformer.h.0.crossattention.c_attn.weight"] == "qkv"
+    assert found["transformer.h.0.crossattention.q_attn.weight"] == "query 4/4 separate columns"
+
+
+def test_names_that_wrappers_would_have():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.module = nn.Linear(3, 2)
+
+    model = nn.ModuleDict({"a": Named()})
+    names = [entry.name for entry in measured_parameters(model)]
+    assert names == ["a.weight", "a.module.weight", "a.bias"]
+    assert [entry.name for entry in measured_parameters(nn.DataParallel(model))] == names
+    assert [entry.shape for entry in measured_parameters(model)] == [(3,), (2, 3), (2,)]
+
+
 def test_bert():
     config = transformers.BertConfig(**SMALL)
     check(transformers.AutoModelForMaskedLM.from_config(config), "bert.encoder.layer", BERT, 2)
@@ -343,6 +417,12 @@ def test_rules_come_first(tmp_path: Path):
         ("[[tensor]]\nrole = 'q'", r"\[\[tensor\]\] 1: 'match' is missing"),
         ("[[tensor]]\nmatch = 'a'\nrole = 'q'\nhead = 1", "there is no key 'head'"),
         ("[[tensors]]\n", "'tensors'; rules are tables"),
+        ("", "rules.toml has none; rules are tables"),
+        ("tensor = 3\n", "rules.toml has none; rules are tables"),
+        ("tensor = [3]\n", "3 is no table with match and role"),
+        ("[[tensor]]\nmatch = 3\nrole = 'q'\n", "match: 3 is no text"),
+        ("[[tensor]]\nmatch = 'x'\nrole = 'q'\nheads = '16'\n", "heads: '16' is no whole number"),
+        ("[[tensor]]\nmatch = 'x'\nrole = 'q'\nheads = -2\n", "heads: -2 is not"),
         ("tensor", "is no TOML"),
         ("[[tensor]]\nmatch = 'mixer.weight'\nrole = 'q'\nheads = 5", "cannot be split evenly into 5 heads"),
         ("[[tensor]]\nmatch = 'a'\nrole = 'q'\naxis = 2", "axis: 2"),

@@ -216,3 +216,24 @@ def test_feeding_curvature_and_probes_by_hand():
         model = reader.frame("gradient").query("level == 'model'")
         assert model.norm.tolist() == pytest.approx([2.0])
         assert reader.frame("evaluation").value.tolist() == [1.5, 0.5]
+
+
+def test_a_probe_that_an_exception_leaves_is_given_up():
+    """All batches that it had begun were complete: they are no pass all the same."""
+    rng = np.random.default_rng(0)
+    first, second, third = (rng.standard_normal((8, 16, 32)).astype(np.float32) for _ in range(3))
+    with Scope(every=1) as scope:
+        with pytest.raises(ZeroDivisionError), scope.probe("a") as probe:
+            probe.batch(8, 16)
+            probe.hidden(0, first)
+            raise ZeroDivisionError
+        for _ in range(2):
+            with scope.probe("a") as probe:
+                for states in (second, third):
+                    probe.batch(8, 16)
+                    probe.hidden(0, states)
+        scope.flush()
+        reader = forgetscope.Reader(scope.ring_path)
+        frame = reader.frame("representation")
+        assert frame.batches.tolist() == [2, 2] and frame.cka.iloc[-1] == pytest.approx(1.0)
+        assert len(reader.frame("fault")) == 1

@@ -1,6 +1,8 @@
 """`attach`: training is the same bit by bit, and what is measured is what NumPy and the C functions find."""
 
 import copy
+import gc
+import weakref
 
 import forgetscope
 import numpy as np
@@ -270,6 +272,8 @@ def test_wrong_use_is_refused_with_the_argument(tiny):
         forgetscope.attach(tiny, "adam", rules=RULES)
     with pytest.raises(Error, match="probe_every: 0"):
         forgetscope.attach(tiny, probe_every=0)
+    with pytest.raises(Error, match="probes: a list is no mapping"):
+        forgetscope.attach(tiny, probes=[1])
     with pytest.raises(Error, match="evry: there is no such option"):
         forgetscope.attach(tiny, rules=RULES, evry=3)
     with forgetscope.attach(tiny, rules=RULES) as scope:
@@ -323,6 +327,56 @@ def test_optimizers_that_step_inside_the_backward_pass_are_refused(tiny):
     scope.close()
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Makes steps of another optimizer, and every second time half of the way back."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer, self.steps = optimizer, 0
+        self.slow = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        self.optimizer.step()
+        self.steps += 1
+        if self.steps % 2 == 0:
+            for slow, parameter in zip(self.slow, self.param_groups[0]["params"], strict=True):
+                parameter.copy_(slow.lerp_(parameter, 0.5))
+
+
+def test_an_optimizer_that_calls_another_one_is_measured_with_its_own_part(tiny):
+    optimizer = Lookahead(torch.optim.SGD(tiny.parameters(), lr=0.1))
+    scope = forgetscope.attach(tiny, optimizer, every=1, rules=RULES)
+    expected = []
+    for tokens in batches(4, 0):
+        before = [p.detach().clone() for p in tiny.parameters()]
+        train(tiny, optimizer, [tokens], scope=scope)
+        after = zip(tiny.parameters(), before, strict=True)
+        expected.append(sum(float((p.detach() - old).double().square().sum()) for p, old in after))
+    updates = records_of(scope, "update").query("level == 'model'").updates
+    # An update is the difference of two fp32 parameters, each a thousand times as large.
+    assert updates.tolist() == pytest.approx(expected, rel=1e-3)
+    scope.close()
+
+
+class Wrapping:
+    """As Accelerate and Lightning wrap optimizers: nothing to hook, but what it forwards."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.optimizer, name)
+
+
+def test_wrappers_of_optimizers_are_seen_through(tiny):
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
+    scope = forgetscope.attach(tiny, Wrapping(Wrapping(optimizer)), every=1, rules=RULES)
+    train(tiny, optimizer, batches(2, 0), scope=scope)
+    assert len(records_of(scope, "step")) == 2
+    scope.close()
+
+
 def test_nothing_of_a_model_is_kept_after_close(tiny):
     optimizer = torch.optim.SGD(tiny.parameters(), lr=0.1)
     scope = forgetscope.attach(tiny, optimizer, rules=RULES)
@@ -333,5 +387,25 @@ def test_nothing_of_a_model_is_kept_after_close(tiny):
     def unwanted(*_: object) -> torch.Tensor:
         raise AssertionError("a pass for nothing")
 
-    with pytest.raises(Error, match="the scope was closed"):
-        scope.reference("a", batches(1, 0), unwanted)
+    for call in (
+        lambda: scope.reference("a", batches(1, 0), unwanted),
+        lambda: scope.probe("a", batches(1, 0), forward=unwanted),
+        lambda: scope.curvature("a", batches(1, 0)[0], unwanted),
+        lambda: scope.watch(optimizer),
+        lambda: scope.snapshot("a"),
+        lambda: scope.task_begin("a"),
+        lambda: scope.task_end(),
+    ):
+        with pytest.raises(Error, match="the scope was closed"):
+            call()
+    assert not optimizer._optimizer_step_pre_hooks and "lm_head.weight" in scope.tensors
+    scope.close()
+    # What is left of the scope does not keep a model alive.
+    model = Tiny()
+    probes = {"a": batches(1, 0)}
+    scope = forgetscope.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), rules=RULES, probes=probes)
+    scope.close()
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None and scope.is_closed and scope.step == 0

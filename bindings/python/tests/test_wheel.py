@@ -2,6 +2,7 @@
 
 import email
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -39,7 +40,9 @@ def test_the_library_and_its_licences_are_inside(wheel):
 def test_its_name_says_where_it_runs(wheel):
     python, abi, platform = wheel.stem.split("-")[2:]
     assert (python, abi) == ("py3", "none")
-    assert platform.startswith("manylinux_2_") and platform.endswith(os.uname().machine)
+    # 2.34 is that of Red Hat 9. A later number: a function has come in that older systems do not have.
+    promised = re.fullmatch(rf"manylinux_2_(\d+)_{os.uname().machine}", platform)
+    assert promised and int(promised[1]) <= 34, platform
 
 
 def test_it_works_without_anything_beside_numpy(wheel, tmp_path):

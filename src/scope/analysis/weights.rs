@@ -7,6 +7,7 @@ use crate::ring::Record;
 use crate::scope::message::{ReferenceStep, StepSums, UpdateStep};
 use crate::scope::schema::{flag, kind};
 use crate::sketch::algebra::{dot, dot_squares, norm2};
+use crate::stats::hypot::hypot;
 use crate::stats::{drift, interference, prediction, update};
 
 /// Sums of the update over one or more slices.
@@ -287,7 +288,7 @@ impl Analysis {
         let values = [
             found.total(),
             found.first_order,
-            found.first_order_error.hypot(model.first_order_variance.sqrt()),
+            hypot(found.first_order_error, model.first_order_variance.sqrt()),
             found.quadratic,
             state.path,
             projections.len() as f64,

@@ -151,6 +151,13 @@ impl Front {
         Ok(())
     }
 
+    /// The pass will not be complete.
+    pub fn probe_abandon(&mut self) -> Result<()> {
+        self.open_pass("fgs_probe_abandon")?;
+        self.give_up_pass();
+        Ok(())
+    }
+
     /// The loss of `task` now and with the old weights of one head put back, as the trainer measured it.
     pub fn head_effect(&mut self, task: &str, effect: HeadEffect) -> Result<()> {
         if !(effect.loss.is_finite() && effect.restored.is_finite()) {

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._abi import Data, HeadLayout, Mask, Role, Shard, Status
@@ -39,10 +41,16 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
     if name in _LATER:
-        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+        try:
+            return getattr(import_module(f".{_LATER[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            # Whoever asks with hasattr() gets an answer.
+            raise AttributeError(
+                f"forgetscope.{name} needs PyTorch, which is not installed: pip install torch"
+            ) from error
     if name in ("layout", "callbacks"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -56,14 +64,13 @@ __all__ = [
     "Pointer",
     "Reader",
     "Role",
-    "Rule",
     "Run",
     "Scope",
     "Shard",
     "Status",
-    "TorchScope",
-    "attach",
     "log_to_tensorboard",
     "log_to_wandb",
     "runs",
 ]
+if find_spec("torch"):
+    __all__ += ["Rule", "TorchScope", "attach"]

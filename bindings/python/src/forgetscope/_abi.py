@@ -320,6 +320,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "fgs_probe_head_output": (_P, _U32, _U32, _U32, _P, _P, _P),
     "fgs_probe_router": (_P, _U32, _P, _U32, _P),
     "fgs_probe_end": (_P,),
+    "fgs_probe_abandon": (_P,),
     "fgs_head_effect": (_P, _TEXT, _U32, _U32, _F64, _F64, _F64),
     "fgs_curvature_begin": (_P, _P),
     "fgs_curvature_next": (_P, _P),

@@ -13,10 +13,12 @@ from ._library import invalid
 Struct = TypeVar("Struct", bound=ctypes.Structure)
 
 # The largest number of a sort; the one above stands for "not given".
-_LARGEST: dict[Any, int] = {ctypes.c_uint32: UNSET_U32 - 1, ctypes.c_uint64: UNSET_U64 - 1}
+LARGEST_U32, LARGEST_U64 = UNSET_U32 - 1, UNSET_U64 - 1
+LARGEST_I32 = 2**31 - 1
+_LARGEST: dict[Any, int] = {ctypes.c_uint32: LARGEST_U32, ctypes.c_uint64: LARGEST_U64}
 
 
-def whole(value: Any, argument: str, largest: int = UNSET_U64 - 1) -> int:
+def whole(value: Any, argument: str, largest: int = LARGEST_U64) -> int:
     """A whole number that is not negative, of any library's integer type."""
     try:
         number = operator.index(value)
@@ -30,7 +32,21 @@ def whole(value: Any, argument: str, largest: int = UNSET_U64 - 1) -> int:
 def text(value: Any, argument: str) -> bytes:
     if not isinstance(value, str):
         raise invalid(f"{argument}: {value!r} is no text")
-    return value.encode()
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:
+        raise invalid(f"{argument}: {value!r} cannot be written in UTF-8") from None
+    if b"\0" in encoded:
+        raise invalid(f"{argument}: {value!r} has a NUL in it, where text ends in C")
+    return encoded
+
+
+def real(value: Any, argument: str) -> float:
+    """A number of any library's type."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise invalid(f"{argument}: {value!r} is no number") from None
 
 
 def path(value: Any, argument: str) -> bytes:
@@ -57,4 +73,4 @@ def filled(struct: type[Struct], fields: dict[str, Any], options: dict[str, Any]
     return struct(**fields, **numbers)
 
 
-__all__ = ["filled", "path", "text", "whole"]
+__all__ = ["LARGEST_I32", "LARGEST_U32", "LARGEST_U64", "filled", "path", "real", "text", "whole"]

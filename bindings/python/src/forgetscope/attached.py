@@ -23,6 +23,11 @@ class Attached(Session):
         """Ends a step that an exception has left open: what is not part of a step is refused within one."""
 
     @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.scope.is_closed
+
+    @property
     def ring_path(self) -> Path | None:
         """File of the ring, for `Reader`; None if the instrument is disabled."""
         return self.scope.ring_path

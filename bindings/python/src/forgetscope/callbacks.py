@@ -5,18 +5,21 @@
 
 The next task's callback goes on with the scope of the one before: `HuggingFaceCallback("code", scope=first.scope)`.
 The scope stays open until `scope.close()` or the end of the process.
+
+What cannot be measured any more when training has begun is said once, and training, saving and evaluating go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ._library import invalid
 from .torch import TorchScope, attach
 from .torch.references import Loss
+from .watch import Watch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _LightningBase
@@ -43,7 +46,7 @@ class _TaskOfTraining:
     scope:      the scope of an earlier callback, to go on with; None: a new one
     reference:  batches of the task's data, for its reference; taken when training ends
     loss_fn:    loss of such a batch, as for `TorchScope.reference`
-    options:    arguments of `attach`
+    options:    arguments of `attach`, for a new scope
     """
 
     def __init__(
@@ -56,10 +59,15 @@ class _TaskOfTraining:
         **options: Any,
     ) -> None:
         super().__init__()
+        if scope is not None and options:
+            raise invalid(f"{next(iter(options))}: is for a new scope; the one that goes on has its options")
         self.task = task
         self.scope = scope
         self._reference, self._loss_fn, self._options = reference, loss_fn, options
         self._is_training = False
+        # What a trainer's number of a step is more than the scope's.
+        self._ahead = 0
+        self._watch = Watch()
 
     def _begin(self, model: nn.Module, optimizers: list[Any], step: int) -> None:
         self._interrupted()
@@ -69,28 +77,36 @@ class _TaskOfTraining:
         else:
             self.scope.watch(optimizers)
         self.scope.task_begin(self.task)
+        self._ahead = step - self.scope.step
         self._is_training = True
+
+    def _count(self, step: int) -> None:
+        """The trainer's number of the step that comes: it counts those too that `GradScaler` skips."""
+        if self._is_training and self.scope is not None:
+            self.scope.step = step - self._ahead
 
     def _end(self) -> None:
         if not self._is_training or self.scope is None:
             return
         self._is_training = False
-        try:
+        with self._watch.guard("there is no reference"):
             if self._reference is not None:
                 batches = self._reference() if callable(self._reference) else self._reference
                 self.scope.reference(self.task, batches, self._loss_fn)
-        finally:
+        with self._watch.guard("a task was not ended"):
             self.scope.task_end()
 
     def _interrupted(self) -> None:
         """Ends the task of a training that an exception has ended: its weights are no place for a reference."""
         if self._is_training and self.scope is not None:
             self._is_training = False
-            self.scope.task_end()
+            with self._watch.guard("a task was not ended"):
+                self.scope._task_failed()
 
     def _record(self, task: str, value: Any) -> None:
         if self.scope is not None:
-            self.scope.record_loss(task, float(value))
+            with self._watch.guard("a loss was not recorded"):
+                self.scope.record_loss(task, float(value))
 
 
 class HuggingFaceCallback(_TaskOfTraining, _HuggingFaceBase):
@@ -101,6 +117,9 @@ class HuggingFaceCallback(_TaskOfTraining, _HuggingFaceBase):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begin(kwargs["model"], [kwargs["optimizer"]], state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._count(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end()
@@ -124,13 +143,16 @@ class LightningCallback(_TaskOfTraining, _LightningBase):
         # The strategy's model is what the optimizer has the parameters of, with its wrappers.
         self._begin(trainer.strategy.model, list(trainer.optimizers), trainer.global_step)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # With several optimizers Lightning counts the steps of each.
+        if len(trainer.optimizers) == 1:
+            self._count(trainer.global_step)
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        # What went wrong in training is what has to be seen.
-        with suppress(Exception):
-            self._interrupted()
+        self._interrupted()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         value = trainer.callback_metrics.get(self._monitor) if self._monitor else None

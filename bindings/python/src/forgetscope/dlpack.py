@@ -53,6 +53,8 @@ class View(DLTensor):
     """A description of memory, with what it needs to stay valid."""
 
     keep: tuple[Any, ...]
+    is_writable: bool = True
+    """Whether its values may be changed, as in a curvature run."""
 
     @classmethod
     def of(cls, tensor: Any) -> View:
@@ -60,10 +62,7 @@ class View(DLTensor):
         if isinstance(tensor, cls):
             return tensor
         if isinstance(tensor, np.ndarray):
-            steps = [step // max(tensor.itemsize, 1) for step in tensor.strides]
-            view = cls._described(tensor.ctypes.data, tensor.shape, tensor.dtype.name, "cpu", 0, steps)
-            view.keep += (tensor,)
-            return view
+            return cls._of_numpy(tensor)
         if isinstance(tensor, Pointer):
             t = tensor
             return cls._described(t.address, t.shape, t.dtype, t.device, t.device_id, t.strides)
@@ -75,12 +74,29 @@ class View(DLTensor):
             capsule = source.__dlpack__() if on_host else source.__dlpack__(stream=-1)
             view = cls.from_buffer_copy(DLTensor.from_address(_capsule_pointer(capsule, b"dltensor")))
             view.keep = (capsule,)
+            # Arrays of JAX never change; others say nothing of it.
+            view.is_writable = type(tensor).__module__.partition(".")[0] not in ("jax", "jaxlib")
             return view
         raise Error(
             Status.ERROR_UNSUPPORTED,
             f"tensor: a {type(tensor).__name__} is neither a NumPy array nor has it __dlpack__; describe it with "
             "forgetscope.Pointer",
         )
+
+    @classmethod
+    def _of_numpy(cls, array: np.ndarray) -> View:
+        if not array.dtype.isnative:
+            raise Error(Status.ERROR_UNSUPPORTED, f"tensor.dtype: {array.dtype.str} has the other order of bytes")
+        if any(step % max(array.itemsize, 1) for step in array.strides):
+            raise Error(
+                Status.ERROR_UNSUPPORTED,
+                f"tensor.strides: {array.strides} bytes are no multiples of an element's {array.itemsize}; pass a copy",
+            )
+        steps = [step // max(array.itemsize, 1) for step in array.strides]
+        view = cls._described(array.ctypes.data, array.shape, array.dtype.name, "cpu", 0, steps)
+        view.keep += (array,)
+        view.is_writable = array.flags.writeable
+        return view
 
     @classmethod
     def _described(

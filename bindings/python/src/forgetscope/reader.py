@@ -58,7 +58,11 @@ class Reader:
         self._ring = RingFile(path)
         self.path = self._ring.path
         self._handle = ctypes.c_void_p()
-        self._library.check(self._library.raw.fgs_reader_open(os.fsencode(path), ctypes.byref(self._handle)))
+        try:
+            self._library.check(self._library.raw.fgs_reader_open(os.fsencode(path), ctypes.byref(self._handle)))
+        except BaseException:
+            self._ring.close()
+            raise
         self._catalog = Catalog()
         self.lost = 0
         """Records that were overwritten before they could be read, exactly."""
@@ -84,19 +88,23 @@ class Reader:
     @property
     def catalog(self) -> Catalog:
         """Names of kinds, values, tasks, tensors, …, as of now."""
+        self._expect_open()
         self._catalog.update(self._ring)
         return self._catalog
 
     def read(self, limit: int | None = None) -> np.ndarray[Any, np.dtype[np.void]]:
         """The records that have come since the last call, at most `limit`."""
-        if not self._handle:
-            raise Error(Status.ERROR_PHASE, "the reader was closed")
+        self._expect_open()
         chunks = []
         wanted = limit if limit is not None else 2**63
         while wanted > 0 and (chunk := self._chunk(min(_CHUNK, wanted))).size:
             chunks.append(chunk)
             wanted -= chunk.size
         return np.concatenate(chunks) if chunks else np.empty(0, RECORD)
+
+    def _expect_open(self) -> None:
+        if not self._handle:
+            raise Error(Status.ERROR_PHASE, "the reader was closed")
 
     def _chunk(self, size: int) -> np.ndarray[Any, np.dtype[np.void]]:
         chunk = np.empty(size, RECORD)

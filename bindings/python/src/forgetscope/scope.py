@@ -34,7 +34,7 @@ from ._abi import (
     Want,
 )
 from ._library import Error, invalid, library
-from .arguments import filled, path, text, whole
+from .arguments import LARGEST_I32, LARGEST_U32, filled, path, real, text, whole
 from .dlpack import View, stream_handle
 from .names import member
 from .session import Session
@@ -70,6 +70,7 @@ class Scope(Session):
         self._closer = weakref.finalize(self, self.raw.fgs_close, self.handle)
         # What is bound has to stay readable: whoever binds need not keep it.
         self._bound: dict[tuple[int, int], View] = {}
+        self._names: dict[int, str] = {}
         ring = ctypes.c_char_p()
         self._call("ring_path", ctypes.byref(ring))
         self.ring_path: Path | None = Path(os.fsdecode(ring.value)) if ring.value else None
@@ -81,8 +82,13 @@ class Scope(Session):
 
     def expect_open(self) -> None:
         """Raises if the scope was closed."""
-        if not self._closer.alive:
+        if self.is_closed:
             raise Error(Status.ERROR_PHASE, "the scope was closed; open another one")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._closer.alive
 
     @property
     def disabled(self) -> bool:
@@ -94,6 +100,7 @@ class Scope(Session):
         self._closer()
         self.handle = ctypes.c_void_p()
         self._bound.clear()
+        self._names.clear()
 
     def flush(self) -> None:
         """Waits until everything handed over so far is in the ring."""
@@ -136,28 +143,29 @@ class Scope(Session):
             raise invalid("numel: give it, or shape")
         fields: dict[str, Any] = {
             "name": text(name, "name"),
-            "numel": numel,
-            "rows": rows,
-            "cols": cols,
+            "numel": whole(numel, "numel"),
+            "rows": whole(rows, "shape"),
+            "cols": whole(cols, "shape"),
             "role": member(Role, role, "role"),
-            "group": group,
+            "group": whole(group, "group", LARGEST_U32),
             "head_layout": member(HeadLayout, head_layout, "head_layout"),
-            "head_count": heads,
-            "kv_head_count": kv_heads,
-            "head_offset": head_offset,
-            "kv_head_offset": kv_head_offset,
-            "layer_count": layer_count,
-            "layer": -1 if layer is None else layer,
-            "expert": -1 if expert is None else expert,
-            "head_axis": UNSET_U32 if head_axis is None else head_axis,
-            "tied_to": UNSET_U32 if tied_to is None else tied_to,
-            "replica": replica or 0,
+            "head_count": whole(heads, "heads", LARGEST_U32),
+            "kv_head_count": whole(kv_heads, "kv_heads", LARGEST_U32),
+            "head_offset": whole(head_offset, "head_offset", LARGEST_U32),
+            "kv_head_offset": whole(kv_head_offset, "kv_head_offset", LARGEST_U32),
+            "layer_count": whole(layer_count, "layer_count", LARGEST_U32),
+            "layer": -1 if layer is None else whole(layer, "layer", LARGEST_I32),
+            "expert": -1 if expert is None else whole(expert, "expert", LARGEST_I32),
+            "head_axis": UNSET_U32 if head_axis is None else whole(head_axis, "head_axis", LARGEST_U32),
+            "tied_to": UNSET_U32 if tied_to is None else whole(tied_to, "tied_to", LARGEST_U32),
+            "replica": 0 if replica is None else whole(replica, "replica", LARGEST_U32),
         }
         fields["flags"] = (TensorFlag.REPLICATED if replica is not None else 0) | (
             TensorFlag.TIED if tied_to is not None else 0
         )
         number = ctypes.c_uint32()
         self._call("register", ctypes.byref(_abi.Tensor(**fields)), ctypes.byref(number))
+        self._names[number.value] = name
         return number.value
 
     def bind(self, tensor_id: int, what: Data | str | int, tensor: Any, shard: Shard | None = None) -> None:
@@ -169,6 +177,7 @@ class Scope(Session):
         source = member(Data, what, "what")
         view = None if tensor is None else View.of(tensor)
         described = None if view is None else ctypes.byref(view)
+        tensor_id = _id(tensor_id)
         if shard is None:
             self._call("bind", tensor_id, source, described)
         else:
@@ -202,7 +211,13 @@ class Scope(Session):
 
         `examples`: loss terms that the batch's loss is a mean over.
         """
-        self._call("reference_add", text(task, "task"), examples, scale, stream_handle(stream))
+        self._call(
+            "reference_add",
+            text(task, "task"),
+            whole(examples, "examples"),
+            real(scale, "scale"),
+            stream_handle(stream),
+        )
 
     def reference_feed(
         self,
@@ -217,7 +232,8 @@ class Scope(Session):
         """One tensor of a reference batch; the next `reference_add` completes it."""
         view = ctypes.byref(View.of(tensor))
         part = None if shard is None else ctypes.byref(shard)
-        self._call("reference_feed", text(task, "task"), tensor_id, view, part, scale, stream_handle(stream))
+        called = text(task, "task"), _id(tensor_id), view, part, real(scale, "scale")
+        self._call("reference_feed", *called, stream_handle(stream))
 
     def snapshot(self, task: str | None = None, *, stream: Any = None) -> None:
         """Keeps the parameters of now as those of `task` (None: of the current one): drift is measured from them."""
@@ -241,15 +257,16 @@ class Scope(Session):
         """One tensor's gradient, for trainers that never have all at once."""
         view = ctypes.byref(View.of(tensor))
         part = None if shard is None else ctypes.byref(shard)
-        self._call("gradient_feed", tensor_id, view, part, scale, stream_handle(stream))
+        self._call("gradient_feed", _id(tensor_id), view, part, real(scale, "scale"), stream_handle(stream))
 
     def gradients_ready(self, scale: float = 1.0, *, unreduced: bool = False, stream: Any = None) -> None:
         """All gradients are final. `scale`: what they will still be multiplied by, such as 1 / loss scale."""
-        self._call("gradients_ready", scale, GradientFlag.UNREDUCED if unreduced else 0, stream_handle(stream))
+        flags = GradientFlag.UNREDUCED if unreduced else 0
+        self._call("gradients_ready", real(scale, "scale"), flags, stream_handle(stream))
 
     def step_end(self, applied: bool = True, *, stream: Any = None) -> None:
         """The step is over; `applied` False: the update was skipped."""
-        self._call("step_end", applied, stream_handle(stream))
+        self._call("step_end", bool(applied), stream_handle(stream))
 
     def every(self, steps: int) -> None:
         """Samples every so many steps from now on; 0: none."""
@@ -268,22 +285,23 @@ class Scope(Session):
         """
         fields = {
             "task": text(task, "task"),
-            "continued_updates": UNSET_U64 if continued is None else continued,
+            "continued_updates": UNSET_U64 if continued is None else whole(continued, "continued"),
             "flags": ProbeFlag.BASE if base else 0,
-            "run": run,
+            "run": whole(run, "run", LARGEST_U32),
         }
         self._call("probe_begin", ctypes.byref(_abi.Probe(**fields)))
         try:
             yield ProbePass(self, stream)
         except BaseException:
-            # Incomplete, so it is dropped.
-            self.raw.fgs_probe_end(self.handle)
+            self.raw.fgs_probe_abandon(self.handle)
             raise
         self._call("probe_end")
 
     def head_effect(self, task: str, layer: int, head: int, loss: float, loss_restored: float, error: float) -> None:
         """What putting back a head's old weights does to a task's loss; `error`: its standard error, NaN if unknown."""
-        self._call("head_effect", text(task, "task"), layer, head, loss, loss_restored, error)
+        place = whole(layer, "layer", LARGEST_U32), whole(head, "head", LARGEST_U32)
+        losses = real(loss, "loss"), real(loss_restored, "loss_restored"), real(error, "error")
+        self._call("head_effect", text(task, "task"), *place, *losses)
 
     # Curvature and outcomes
 
@@ -304,7 +322,12 @@ class Scope(Session):
         if `answer` raises. With `with_gradient` the gradients have to be those that are bound. `options`: fields of
         `fgs_curvature`.
         """
-        ids = (ctypes.c_uint32 * len(blocks))(*blocks)
+        for (tensor_id, source), view in self._bound.items():
+            if source != Data.GRAD and not view.is_writable:
+                raise invalid(
+                    f"tensor {self._names.get(tensor_id, tensor_id)}: its memory may only be read; bind a copy"
+                )
+        ids = (ctypes.c_uint32 * len(blocks))(*map(_id, blocks))
         request = _abi.CurvatureRequest()
         fields = {"task": text(task, "task"), "blocks": ids, "block_count": len(blocks)}
         self._call("curvature_begin", ctypes.byref(filled(_abi.Curvature, fields, options)))
@@ -314,17 +337,27 @@ class Scope(Session):
                 if request.want == Want.DONE:
                     break
                 loss = answer(request.want == Want.GRADIENT)
-                self._call("curvature_submit", loss, scale, stream_handle(stream))
+                self._call("curvature_submit", real(loss, "answer"), real(scale, "scale"), stream_handle(stream))
         finally:
             self._call("curvature_end")
 
     def record_loss(self, task: str, value: float) -> None:
         """The loss of a task on held-out data, at the weights of now."""
-        self._call("record_loss", text(task, "task"), value)
+        self._call("record_loss", text(task, "task"), real(value, "value"))
 
     def record_eval(self, task: str, metric: str, value: float, *, higher_is_better: bool) -> None:
         """Another metric of a task on held-out data."""
-        self._call("record_eval", text(task, "task"), text(metric, "metric"), value, higher_is_better)
+        self._call(
+            "record_eval", text(task, "task"), text(metric, "metric"), real(value, "value"), bool(higher_is_better)
+        )
+
+
+def _id(value: Any) -> int:
+    return whole(value, "tensor_id", LARGEST_U32)
+
+
+def _layer(value: Any) -> int:
+    return whole(value, "layer", LARGEST_U32)
 
 
 class ProbePass:
@@ -337,11 +370,12 @@ class ProbePass:
     def batch(self, sequences: int, length: int, labels: Any = None) -> None:
         """A batch begins. `labels`: a class per sequence or token, negative for none."""
         classes = np.zeros(0, np.int32) if labels is None else np.ascontiguousarray(labels, np.int32).ravel()
-        self._call("probe_batch", sequences, length, None if labels is None else classes.ctypes.data, classes.size)
+        given = None if labels is None else classes.ctypes.data
+        self._call("probe_batch", whole(sequences, "sequences"), whole(length, "length"), given, classes.size)
 
     def hidden(self, layer: int, states: Any) -> None:
         """The residual stream after a layer: [sequences, tokens, width] or [sequences · tokens, width]."""
-        self._call("probe_hidden", layer, ctypes.byref(View.of(states)), self._stream)
+        self._call("probe_hidden", _layer(layer), ctypes.byref(View.of(states)), self._stream)
 
     def attention(
         self,
@@ -366,15 +400,23 @@ class ProbePass:
         views = {name: View.of(tensor) for name, tensor in given.items() if tensor is not None}
         kind = ctypes.POINTER(_abi.DLTensor)
         fields = {name: ctypes.cast(ctypes.pointer(view), kind) for name, view in views.items()}
-        numbers = {"scale": scale, "softcap": softcap, "window": window, "first_head": first_head}
+        numbers = {
+            "scale": real(scale, "scale"),
+            "softcap": real(softcap, "softcap"),
+            "window": whole(window, "window", LARGEST_U32),
+            "first_head": whole(first_head, "first_head", LARGEST_U32),
+        }
         described = _abi.Attention(**fields, **numbers, mask=member(Mask, mask, "mask"))
-        self._call("probe_attention", layer, ctypes.byref(described), self._stream)
+        self._call("probe_attention", _layer(layer), ctypes.byref(described), self._stream)
 
     def head_output(self, layer: int, heads: int, outputs: Any, *, projection: Any = None, first_head: int = 0) -> None:
         """What the heads put out, [sequences, tokens, heads · width]; `projection`: [model width, heads · width]."""
         matrix = None if projection is None else ctypes.byref(View.of(projection))
-        self._call("probe_head_output", layer, heads, first_head, ctypes.byref(View.of(outputs)), matrix, self._stream)
+        heads, first_head = whole(heads, "heads", LARGEST_U32), whole(first_head, "first_head", LARGEST_U32)
+        described = ctypes.byref(View.of(outputs))
+        self._call("probe_head_output", _layer(layer), heads, first_head, described, matrix, self._stream)
 
     def router(self, layer: int, logits: Any, top_k: int) -> None:
         """Logits of a router, [sequences · tokens, experts]."""
-        self._call("probe_router", layer, ctypes.byref(View.of(logits)), top_k, self._stream)
+        described = ctypes.byref(View.of(logits))
+        self._call("probe_router", _layer(layer), described, whole(top_k, "top_k", LARGEST_U32), self._stream)

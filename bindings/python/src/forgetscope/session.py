@@ -29,6 +29,14 @@ class Session(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    @abstractmethod
+    def is_closed(self) -> bool: ...
+
+    def _task_failed(self) -> None:
+        """Ends a task whose training has raised."""
+        self.task_end()
+
     @contextmanager
     def task(self, name: str) -> Iterator[None]:
         """Training of a task: `with scope.task("legal"):`. At the end its snapshot is kept."""
@@ -38,6 +46,7 @@ class Session(ABC):
         except BaseException:
             # What went wrong in training is what has to be seen, not what goes wrong because of it.
             with suppress(Exception):
-                self.task_end()
+                self._task_failed()
             raise
-        self.task_end()
+        if not self.is_closed:
+            self.task_end()

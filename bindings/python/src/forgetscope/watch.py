@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Watch:
@@ -28,3 +30,11 @@ class Watch:
         except RuntimeWarning as warning:
             # Where warnings are errors. Those are for the trainer's own mistakes: this one must not end a training.
             print(warning, file=sys.stderr)
+
+    @contextmanager
+    def guard(self, what: str) -> Iterator[None]:
+        """An error inside is said, and goes no further."""
+        try:
+            yield
+        except Exception as error:
+            self.say(what, str(error), stacklevel=5)

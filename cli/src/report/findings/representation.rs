@@ -1,5 +1,7 @@
 //! Which layers represent an earlier task's text most differently.
 
+use forgetscope::stats::hypot::hypot;
+
 use crate::report::data::Layers;
 
 /// The layer with the lowest CKA, and those that cannot be told from it.
@@ -24,7 +26,7 @@ pub fn of(layers: &Layers) -> Option<Representation> {
         .filter_map(|(number, layer)| Some((*number, layer.latest()?.found.cka, layer.latest()?.found.error)))
         .collect();
     let (layer, cka, error) = found.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
-    let is_tied = |other: &&(u32, f64, f64)| other.0 != layer && !is_beyond(other.1 - cka, error.hypot(other.2));
+    let is_tied = |other: &&(u32, f64, f64)| other.0 != layer && !is_beyond(other.1 - cka, hypot(error, other.2));
     Some(Representation {
         layer,
         cka,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,9 +64,8 @@ class MegatronScope(Attached):
         except BaseException:
             self.scope.close()
             raise
-        guarded = functools.partial(self._guarded, self._gradients_are_final)
         self._unhook = [
-            call_after_field(self._config, _FINALIZE, guarded),
+            call_after_field(self._config, _FINALIZE, self._finalized),
             call_around(optimizer, "step", self._updated),
         ]
 
@@ -84,7 +82,12 @@ class MegatronScope(Attached):
 
     def task_end(self) -> None:
         self._settle()
-        self.scope.snapshot(stream=self._stream())
+        with self._watch.guard("the snapshot at the end of a task was not kept"):
+            self.scope.snapshot(stream=self._stream())
+        self.scope.task_end()
+
+    def _task_failed(self) -> None:
+        self._settle()
         self.scope.task_end()
 
     @contextmanager
@@ -129,8 +132,12 @@ class MegatronScope(Attached):
         result = update(*args, **kwargs)
         # (update_successful, grad_norm, num_zeros_in_grad)
         applied = bool(result[0]) if isinstance(result, tuple) and result else True
-        self._guarded(lambda: self._parameters_are_updated(applied))
+        self._parameters_are_updated(applied)
         return result
+
+    def _finalized(self) -> None:
+        with self._watch.guard("a step was not measured"):
+            self._gradients_are_final()
 
     def _gradients_are_final(self) -> None:
         scale = 1.0 / self._loss_scale()
@@ -149,11 +156,12 @@ class MegatronScope(Attached):
         if self._is_open:
             self._is_open = False
             self.step += 1
-            self.scope.step_end(applied, stream=self._stream())
+            with self._watch.guard("a step was not measured"):
+                self.scope.step_end(applied, stream=self._stream())
 
     def _settle(self) -> None:
         # `optimizer.step()` has raised, or was left out.
-        self._guarded(lambda: self._parameters_are_updated(False))
+        self._parameters_are_updated(False)
 
     def _loss_scale(self) -> float:
         # In fp16 only: the scale is on the device, and Megatron itself waits for it in the update that comes now.
@@ -161,12 +169,6 @@ class MegatronScope(Attached):
             return 1.0
         scale = self._optimizer.get_loss_scale()
         return float(scale.item() if isinstance(scale, torch.Tensor) else scale)
-
-    def _guarded(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception as error:
-            self._watch.say("a step was not measured", str(error))
 
 
 def _config(chunk: Any) -> Any:

@@ -1,14 +1,13 @@
 """What of a model is measured: every trainable parameter, by its role, layer, heads and, fused experts, one by one.
 
-Names are those of `named_parameters()` without what wrappers put in front (DistributedDataParallel, torch.compile,
-activation checkpoints), so that they are the same on every rank and in every run. Parameters that are shared (tied
-embeddings) come once, under the first of their names.
+Names are those of `named_parameters()` without what wrappers put in front (wrappers.py). Parameters that are shared
+(tied embeddings) come once, under the first of their names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +17,12 @@ from .._abi import HeadLayout, Role
 from .._library import invalid
 from ..names import member
 from .heads import WHOLE, HeadMap, fits, head_counts, head_map, layout_in
+from .layers import layer_path, layers_of
 from .roles import role_of
 from .rules import Rule
+from .sharding import is_flat
+from .wrappers import module_paths, plain_parameters, plain_path
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)(?=\.|$)")
 # Its heads are others than those that the config counts.
 _LINEAR_ATTENTION = re.compile(r"(?:^|\.)linear_attn\.")
@@ -49,108 +49,78 @@ class Measured:
     is_known: bool
     """Whether a rule, the name or the module's type said what it is."""
     is_slice: bool = False
-
-
-def plain_name(name: str) -> str:
-    """A parameter's or module's name without the wrappers that it is in."""
-    return _WRAPPERS.sub("", name)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile, whose forward has none of their effects."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def module_paths(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """For every module by its plain name: itself and those around it, outermost first."""
-    paths: dict[str, list[nn.Module]] = {}
-    for name, module in model.named_modules():
-        plain = plain_name(f"{name}.").rstrip(".")
-        around = paths.get(plain.rpartition(".")[0], []) if plain else []
-        paths[plain] = [*around, module] if plain not in paths else [*paths[plain], module]
-    return paths
-
-
-def layer_numbers(names: Sequence[str]) -> dict[str, int]:
-    """For every prefix that is one of a list ("model.layers.3"): its number in the whole model.
-
-    A model with several lists of layers (encoder and decoder) has its layers numbered one after another.
-    """
-    lists: dict[str, int] = {}
-    for name in names:
-        if match := _NUMBER.search(name):
-            container = name[: match.start()]
-            lists[container] = max(lists.get(container, 0), int(match.group(1)) + 1)
-    numbers: dict[str, int] = {}
-    first = 0
-    for container, length in lists.items():
-        for index in range(length):
-            numbers[f"{container}.{index}".lstrip(".")] = first + index
-        first += length
-    return numbers
-
-
-def layer_prefix(name: str) -> str | None:
-    """The part of a name up to the number of its layer: "model.layers.3"."""
-    match = _NUMBER.search(name)
-    return name[: match.end()] if match else None
+    layer_path: str | None = None
+    """Plain path of the module that is its layer."""
 
 
 def measured_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> list[Measured]:
     """Every trainable parameter, as the catalog takes it, in the order of `named_parameters()`."""
-    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    parameters = plain_parameters(model)
     if not parameters:
         raise invalid("model: it has no parameters")
-    if any(name.endswith("_flat_param") for name in parameters):
+    if is_flat(model):
         raise invalid(
-            "model: FullyShardedDataParallel of the first version has flat parameters, whose parts have no names; "
+            "model: FullyShardedDataParallel of the first version has flat parameters, which are cut anywhere; "
             "use torch.distributed.fsdp.fully_shard"
         )
     paths = module_paths(model)
-    layers = layer_numbers(list(parameters))
+    around = {name: paths[plain_path(name.rpartition(".")[0])] for name in parameters}
+    kinds = {name: _kind(name, around[name][-1], rules) for name in parameters}
+    roles = {name: kind.role for name, kind in kinds.items()}
+    layers = layers_of(model, roles, {name: parameter.numel() for name, parameter in parameters.items()})
     found: list[Measured] = []
     for name, parameter in parameters.items():
         if parameter.requires_grad and parameter.dtype in _MEASURABLE and parameter.numel():
-            around = paths[name.rpartition(".")[0]]
-            found.extend(_entries(name, parameter, around, rules, layers.get(layer_prefix(name) or "")))
+            found.extend(_entries(name, parameter, around[name], kinds[name], layers))
     if not found:
         raise invalid("model: none of its parameters is trainable and of a floating type")
     return found
 
 
-def _entries(
-    name: str, parameter: nn.Parameter, around: list[nn.Module], rules: Sequence[Rule], layer: int | None
-) -> Iterator[Measured]:
-    shape = tuple(parameter.shape)
-    expert_match = _EXPERT.search(name)
-    expert = int(expert_match.group(1)) if expert_match else None
+@dataclass(frozen=True)
+class _Kind:
+    """What a parameter is, and what says so."""
+
+    role: Role
+    layout: HeadLayout
+    rule: Rule | None = None
+    match: re.Match[str] | None = None
+    is_known: bool = True
+
+
+def _kind(name: str, module: nn.Module, rules: Sequence[Rule]) -> _Kind:
     for rule in rules:
         if match := rule.expression.search(name):
-            named = rule.number("layer", match)
-            role, is_known = member(Role, rule.role, "role"), True
-            heads = _ruled(rule, name, role, shape, around)
-            layer = layer if named is None else named
-            named = rule.number("expert", match)
-            expert = expert if named is None else named
-            break
+            layout = member(HeadLayout, rule.layout, "layout")
+            return _Kind(member(Role, rule.role, "role"), layout, rule, match)
+    found = role_of(name, module)
+    return _Kind(*found) if found else _Kind(Role.OTHER, HeadLayout.NONE, is_known=False)
+
+
+def _entries(
+    name: str, parameter: nn.Parameter, around: list[nn.Module], kind: _Kind, layers: Mapping[str, int]
+) -> Iterator[Measured]:
+    shape, role, is_known = tuple(parameter.shape), kind.role, kind.is_known
+    inside = layer_path(name, layers)
+    layer = None if inside is None else layers[inside]
+    expert_match = _EXPERT.search(name)
+    expert = int(expert_match.group(1)) if expert_match else None
+    if kind.rule is not None and kind.match is not None:
+        heads = _ruled(kind.rule, name, kind, shape, around)
+        if (named := kind.rule.number("layer", kind.match)) is not None:
+            layer, inside = named, name[: kind.match.end("layer")]
+        named = kind.rule.number("expert", kind.match)
+        expert = expert if named is None else named
     else:
-        found = role_of(name, around[-1])
-        role, layout, is_known = (*found, True) if found else (Role.OTHER, HeadLayout.NONE, False)
-        heads = _known(name, role, layout, shape, around)
+        heads = _known(name, role, kind.layout, shape, around)
     path, _, last = name.rpartition(".")
     dimensions = 2 if last.endswith("_bias") else 3
     if expert is not None or len(shape) != dimensions or not path.endswith("experts"):
-        yield Measured(name, parameter, shape, role, layer, expert, heads, is_known)
+        yield Measured(name, parameter, shape, role, layer, expert, heads, is_known, layer_path=inside)
         return
     for number in range(shape[0]):
         one = f"{name}.{number}"
-        yield Measured(one, parameter, shape[1:], role, layer, number, WHOLE, is_known, is_slice=True)
+        yield Measured(one, parameter, shape[1:], role, layer, number, WHOLE, is_known, True, inside)
 
 
 def _known(name: str, role: Role, layout: HeadLayout, shape: tuple[int, ...], around: list[nn.Module]) -> HeadMap:
@@ -171,11 +141,11 @@ def _is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def _ruled(rule: Rule, name: str, role: Role, shape: tuple[int, ...], around: list[nn.Module]) -> HeadMap:
+def _ruled(rule: Rule, name: str, kind: _Kind, shape: tuple[int, ...], around: list[nn.Module]) -> HeadMap:
+    role, layout = kind.role, kind.layout
     counted = head_counts(around) or (0, 0)
     heads = counted[0] if rule.heads is None else rule.heads
     kv_heads = rule.kv_heads or (counted[1] if rule.heads is None else heads)
-    layout = member(HeadLayout, rule.layout, "layout")
     found = head_map(role, layout, shape, heads, kv_heads, _is_transposed(around[-1]))
     if rule.axis is not None and found is not WHOLE:
         found = HeadMap(found.heads, found.kv_heads, found.layout, rule.axis)

@@ -34,7 +34,7 @@ _TABLE: tuple[_Entry, ...] = (
         r"c_attn|qkv_proj|Wqkv|\w*attn\w*\.(?:qkv|in_proj|to_qkv)|attention\.qkv", Role.QKV, HeadLayout.CONCATENATED
     ),
     # Attention, one by one.
-    _entry(rf"q_proj|q_lin|query_proj|to_q|wq|linear_q|{_ATTENTION}\.(?:query|q)|self\.query", Role.QUERY),
+    _entry(rf"q_proj|q_attn|q_lin|query_proj|to_q|wq|linear_q|{_ATTENTION}\.(?:query|q)|self\.query", Role.QUERY),
     _entry(rf"k_proj|k_lin|key_proj|to_k|wk|linear_k|{_ATTENTION}\.(?:key|k)|self\.key", Role.KEY),
     _entry(rf"v_proj|v_lin|value_proj|to_v|wv|linear_v|{_ATTENTION}\.(?:value|v)|self\.value", Role.VALUE),
     _entry(

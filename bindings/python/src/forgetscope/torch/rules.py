@@ -30,6 +30,7 @@ from typing import Any
 
 from .._abi import HeadLayout, Role
 from .._library import invalid
+from ..arguments import LARGEST_U32, whole
 from ..names import member
 
 if sys.version_info >= (3, 11):
@@ -51,6 +52,8 @@ class Rule:
     expression: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.match, str):
+            raise invalid(f"match: {self.match!r} is no text")
         try:
             object.__setattr__(self, "expression", re.compile(self.match))
         except re.error as error:
@@ -58,7 +61,10 @@ class Rule:
         object.__setattr__(self, "role", member(Role, self.role, "role"))
         object.__setattr__(self, "layout", member(HeadLayout, self.layout, "layout"))
         if self.axis not in (None, 0, 1):
-            raise invalid(f"axis: {self.axis} is neither 0 (rows) nor 1 (columns)")
+            raise invalid(f"axis: {self.axis!r} is neither 0 (rows) nor 1 (columns)")
+        for name in ("heads", "kv_heads"):
+            if (count := getattr(self, name)) is not None:
+                whole(count, name, LARGEST_U32)
 
     def number(self, group: str, match: re.Match[str]) -> int | None:
         """The layer or expert that the name says, if the expression has a group for it."""
@@ -82,14 +88,16 @@ def load_rules(rules: Rules | None) -> list[Rule]:
         raise invalid(f"rules: {os.fspath(rules)} cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise invalid(f"rules: {os.fspath(rules)} is no TOML: {error}") from None
-    if unknown := set(content) - {"tensor"}:
-        raise invalid(f"rules: {os.fspath(rules)} has {sorted(unknown)[0]!r}; rules are tables [[tensor]]")
-    return [
-        _rule(entry, f"{os.fspath(rules)}, [[tensor]] {number}") for number, entry in enumerate(content["tensor"], 1)
-    ]
+    tables = content.pop("tensor", None)
+    if content or not isinstance(tables, list):
+        what = f"has {sorted(content)[0]!r}" if content else "has none"
+        raise invalid(f"rules: {os.fspath(rules)} {what}; rules are tables [[tensor]]")
+    return [_rule(entry, f"{os.fspath(rules)}, [[tensor]] {number}") for number, entry in enumerate(tables, 1)]
 
 
-def _rule(entry: Mapping[str, Any], where: str) -> Rule:
+def _rule(entry: Any, where: str) -> Rule:
+    if not isinstance(entry, Mapping):
+        raise invalid(f"{where}: {entry!r} is no table with match and role")
     known = {"match", "role", "heads", "kv_heads", "layout", "axis"}
     if unknown := set(entry) - known:
         raise invalid(f"{where}: there is no key {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}")

@@ -18,7 +18,7 @@ from .._abi import Shard, Status
 from .._library import Error
 
 if distributed.is_available():
-    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
     from torch.distributed.tensor import DTensor, Replicate
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -31,6 +31,16 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's data of a tensor, as it lies."""
     # `to_local()` does the same through autograd, a hundred times slower.
     return tensor._local_tensor if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 reduces gradients: in hooks of its own, inside of `backward()`."""
+    return distributed.is_available() and any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def is_flat(model: nn.Module) -> bool:
+    """Whether FSDP of the first version has flattened parameters, also if it shows them as views."""
+    return distributed.is_available() and any(isinstance(m, FullyShardedDataParallel) for m in model.modules())
 
 
 def reshard(model: nn.Module) -> None:

@@ -28,15 +28,16 @@ from ..scope import Scope
 from .backward import expect_plain_backward
 from .bindings import Bindings
 from .loss_scale import LossScale
-from .parameters import measured_parameters, unwrapped
-from .probes import Forward, Points, run_probe
-from .references import Loss, add_reference, run_curvature
+from .optimizers import Optimizers, groups_of, is_watched, optimizers_of
+from .parameters import measured_parameters
+from .points import Points
+from .probes import Forward, ProbePasses
+from .references import GradientPasses, Loss
 from .rules import Rules, load_rules
 from .sharding import Copies, is_sharded, process_rank, reshard
 from .steps import StepHooks
 from .together import Together
-
-Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+from .wrappers import unwrapped
 
 
 def attach(
@@ -100,6 +101,8 @@ class TorchScope(Attached):
     ) -> None:
         if not isinstance(model, nn.Module):
             raise invalid(f"model: a {type(model).__name__} is no torch.nn.Module")
+        if not isinstance(probes, Mapping | None):
+            raise invalid(f"probes: a {type(probes).__name__} is no mapping; give {{task: batches}}")
         if whole(probe_every, "probe_every") < 1:
             raise invalid(f"probe_every: {probe_every} is not at least 1")
         reshard(model)
@@ -110,18 +113,18 @@ class TorchScope(Attached):
         if rank is not None:
             options = {"rank": rank[0], "world_size": rank[1], **options}
         # The processes that have copies of the model, and the group over which gradients of references are averaged.
-        self._average = _group_of_copies(model)
-        outer = None if self._average is None else (self._average.rank(), self._average.size())
+        average = _group_of_copies(model)
+        outer = None if average is None else (average.rank(), average.size())
         if replica is not None:
             # Which processes have the other copies is not known.
-            outer, self._average = (whole(replica, "replica"), replica + 1), None
+            outer, average = (whole(replica, "replica"), replica + 1), None
         sharded = any(map(is_sharded, model.parameters()))
-        everybody = distributed.group.WORLD if sharded and replica is None else self._average
-        self._together = Together(everybody, next(model.parameters()).device)
-        optimizers = _optimizers(optimizer)
+        everybody = distributed.group.WORLD if sharded and replica is None else average
+        together = Together(everybody, next(model.parameters()).device)
+        optimizers = optimizers_of(optimizer)
         # Passes beside training are for the first copy; with sharded parameters all ranks take part in them.
         self._is_looking = outer is None or outer[0] == 0 or sharded
-        self._points = Points.of(self.model, measured)
+        points = Points.of(self.model, measured)
         self._forward = forward
         self._probes = dict(probes or {})
         self._probe_every = probe_every
@@ -134,7 +137,10 @@ class TorchScope(Attached):
         super().__init__(Scope(**options))
         try:
             copies = Copies(model.parameters(), outer)
-            self._bindings = Bindings(self.scope, measured, _groups(optimizers), copies, self._watch)
+            self._bindings = Bindings(self.scope, measured, groups_of(optimizers), copies, self._watch)
+            self._ids = dict(self._bindings.ids)
+            self._gradients = GradientPasses(self.scope, self._bindings, self.model, self._stream, average, together)
+            self._probing = ProbePasses(self.scope, self.model, points, self._stream, self._watch)
             self._device = next((p.device for p in self._bindings.parameters if p.is_cuda), None)
             self._check_devices()
             if self.unclassified:
@@ -149,12 +155,13 @@ class TorchScope(Attached):
 
     def watch(self, optimizer: Optimizers) -> None:
         """Measures the steps of another optimizer from now on, as a new one for every task. Step numbers go on."""
+        self.scope.expect_open()
         if self._hooks is not None:
             self._hooks.remove()
             self._first_step, self._hooks = self._hooks.step, None
         if self.scope.disabled:
             return
-        optimizers = _optimizers(optimizer)
+        optimizers = optimizers_of(optimizer)
         self._check_optimizers(optimizers)
         loss_scale = LossScale(self._grad_scaler)
         self._hooks = StepHooks(self.scope, self._bindings, optimizers, self._stream, self._watch, loss_scale)
@@ -175,14 +182,16 @@ class TorchScope(Attached):
     @property
     def tensors(self) -> dict[str, int]:
         """Ids of what is measured, by name."""
-        return dict(self._bindings.ids)
+        return dict(self._ids)
 
     def close(self) -> None:
-        """Removes the hooks and closes the scope; the ring stays."""
+        """Removes the hooks, closes the scope and lets go of the model; the ring stays."""
         if self._hooks is not None:
             self._hooks.remove()
             self._first_step, self._hooks = self._hooks.step, None
         self.scope.close()
+        for name in ("model", "_bindings", "_gradients", "_probing", "_probes", "_forward", "_grad_scaler"):
+            vars(self).pop(name, None)
 
     # Tasks
 
@@ -194,14 +203,28 @@ class TorchScope(Attached):
     def task_end(self) -> None:
         self._settle()
         task, self._task = self._task, None
-        try:
-            if task in self._probes:
-                # The base that later passes are compared with.
+        if task is None:
+            self.scope.task_end()
+            return
+        if task in self._probes:
+            # The base that later passes are compared with.
+            with self._watch.guard(f"the probe of {task!r} was not looked at"):
                 self.probe(task, self._probes[task])
-        except Exception as error:
-            self._watch.say(f"the probe of {task!r} was not looked at", str(error))
-        finally:
+        with self._watch.guard("the snapshot at the end of a task was not kept"):
             self.snapshot()
+        self._end_task()
+
+    def _task_failed(self) -> None:
+        # No probe: the model may be broken, and other ranks, whose training goes on, would not take part in it.
+        self._settle()
+        task, self._task = self._task, None
+        if task is not None:
+            self._end_task()
+
+    def _end_task(self) -> None:
+        with self._watch.guard("a task was not ended"):
+            # The library keeps a snapshot, if there is none.
+            self._bindings.update_parameters()
             self.scope.task_end()
 
     def reference(
@@ -218,25 +241,14 @@ class TorchScope(Attached):
         `loss_fn(model, batch)`: the mean loss of a batch; default: the one that the model computes. `examples`: loss
         terms of a batch (or a function of it); default: counted from its labels. At most `limit` batches are taken, and
         among ranks no more than the one with the fewest has; returns how many. The model is in evaluation mode, where
-        transformers computes without gradient checkpoints. Gradients, optimizer and random numbers of training are
-        as before.
+        transformers computes without gradient checkpoints, and without the trainer's autocast, unless `loss_fn` enters
+        it. Training is as before, also the order of a DataLoader that batches come from. If a batch raises, those
+        before it stay: a second call at the same weights adds to them, and the first one after an update begins anew.
         """
         if self.scope.disabled:
             return 0
         self._settle()
-        count = add_reference(
-            self.scope,
-            self._bindings,
-            self.model,
-            task,
-            batches,
-            loss_fn,
-            examples,
-            self._stream,
-            limit,
-            self._average,
-            self._together,
-        )
+        count = self._gradients.reference(task, batches, loss_fn, examples, limit)
         if count == 0:
             raise invalid("batches: there are none; an iterator is empty after its first use")
         return count
@@ -271,20 +283,7 @@ class TorchScope(Attached):
         if self.scope.disabled or not self._is_looking:
             return
         self._settle()
-        run_probe(
-            self.scope,
-            self.model,
-            self._points,
-            task,
-            batches,
-            forward or self._forward,
-            labels,
-            self._stream(),
-            self._watch,
-            continued=continued,
-            run=run,
-            base=base,
-        )
+        self._probing.run(task, batches, forward or self._forward, labels, continued=continued, run=run, base=base)
 
     def curvature(
         self,
@@ -304,7 +303,7 @@ class TorchScope(Attached):
         if self.scope.disabled or not self._is_looking:
             return
         self._settle()
-        run_curvature(self.scope, self._bindings, self.model, task, batch, loss_fn, blocks, self._stream, options)
+        self._gradients.curvature(task, batch, loss_fn, blocks, options)
 
     # Within
 
@@ -335,14 +334,14 @@ class TorchScope(Attached):
 
     def _check_optimizers(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         parameters = self._bindings.parameters
-        if parameters and _groups(optimizers).keys().isdisjoint(map(id, parameters)):
+        if parameters and groups_of(optimizers).keys().isdisjoint(map(id, parameters)):
             self._watch.say(
                 "the optimizer has none of the parameters that are measured",
                 "pass the model whose parameters the optimizer was made with (an engine that flattens them, as "
                 "DeepSpeed's, cannot be measured so)",
                 stacklevel=5,
             )
-        if any(_is_watched(one) for one in optimizers):
+        if any(is_watched(one) for one in optimizers):
             self._watch.say(
                 "an optimizer has the hooks of another scope",
                 "close that one, or each step is measured twice, at twice the cost",
@@ -356,31 +355,6 @@ class TorchScope(Attached):
             f"{names}. Pass rules=[forgetscope.Rule(match=r'\\.mixer\\.Wqkv\\.weight$', role='qkv')], or a TOML file",
             stacklevel=5,
         )
-
-
-def _optimizers(optimizer: Optimizers | None) -> list[torch.optim.Optimizer]:
-    given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
-    found = []
-    for one in given:
-        # Accelerate and Lightning wrap the optimizer that makes the step.
-        while not hasattr(one, "register_step_pre_hook") or hasattr(one, "optimizer"):
-            inner = getattr(one, "optimizer", None)
-            if inner is None:
-                raise invalid(f"optimizer: a {type(one).__name__} is no torch.optim.Optimizer")
-            one = inner
-        found.append(one)
-    return found
-
-
-def _is_watched(optimizer: torch.optim.Optimizer) -> bool:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), StepHooks) for hook in hooks)
-
-
-def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, int]:
-    """Number of the parameter group of each parameter, counted over all optimizers."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
 
 
 def _group_of_copies(model: nn.Module) -> distributed.ProcessGroup | None:
