@@ -21,9 +21,10 @@ DESTDIR ?=
 DIST    := forgetscope-$(VERSION)-x86_64-linux-gnu
 TORCH   := $(BUILD)/torch/.ready
 NCCL    := $(BUILD)/nccl/.ready
+MPI4PY  := $(BUILD)/mpi4py/.ready
 
 help:                ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measured; leaves a report
 	@scripts/demo
@@ -31,7 +32,7 @@ demo: $(SETUP) lib program trainer  ## train on three texts in sequence, measure
 demo-torch: $(MINILM) program  ## fine-tune MiniLM in PyTorch on three domains, measured; leaves a report
 	@scripts/demo-torch $(MINILM:.ready=bin/python) $(DEMO_OPTIONS)
 
-test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB) $(NCCL)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
+test: $(SETUP) $(PYTHON) $(TORCH) $(CARGO_DEB) $(NCCL) $(MPI4PY)  ## every test: Rust, C, C++, the trainer, the model checker, the oracles
 	@scripts/test
 
 stress: $(SETUP)      ## the property tests with 20,000 cases each, from new seeds (5 minutes)
@@ -108,6 +109,9 @@ overhead-preload: $(SETUP) preload mpi-trainer  ## how much a trainer is slowed 
 	@scripts/overhead-preload
 
 nccl: $(NCCL)        ## build/nccl: NVIDIA's NCCL, for the tests of the preload
+	@true
+
+mpi4py: $(MPI4PY)    ## build/mpi4py: MPI in Python, for the tests of the preload
 	@true
 
 build: lib preload program  ## build what is installed
@@ -188,6 +192,12 @@ $(NCCL): bindings/preload/tests/requirements.txt $(SETUP)
 	$(BUILD)/nccl/bin/pip install -q --no-deps -r bindings/preload/tests/requirements.txt
 	@touch $@
 
+# MPI in Python.
+$(MPI4PY): bindings/preload/tests/requirements-mpi4py.txt $(SETUP)
+	python3 -m venv $(BUILD)/mpi4py
+	$(BUILD)/mpi4py/bin/pip install -q -r bindings/preload/tests/requirements-mpi4py.txt
+	@touch $@
+
 # The compilers of the kernels.
 $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	python3 -m venv $(BUILD)/cuda
@@ -195,4 +205,4 @@ $(CUDA): scripts/kernels.requirements.txt $(SETUP)
 	@touch $@
 
 .PHONY: help demo demo-torch test stress oracles study bench overhead header kernels kernels-check emulation gpu-pack test-gpu \
-    bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl install uninstall dist deb wheel test-python lint-python bench-python clean
+    bench-gpu lib preload program trainer mpi-trainer overhead-preload nccl mpi4py install uninstall dist deb wheel test-python lint-python bench-python clean

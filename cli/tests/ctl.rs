@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::made_up::{Run, Story};
 use common::program::{failure, forgetscope, stdout, text};
-use forgetscope::control::{Answer, Command, Identity, Server, page_path};
+use forgetscope::control::{Answer, Client, Command, Identity, Server, page_path};
 use forgetscope::ring::Reader;
 
 /// A trainer with several ranks: a ring and a page for each, in one directory.
@@ -103,10 +103,13 @@ fn done(_: u32, _: &Command, step: u64) -> Answer {
 fn all_ranks_are_told_at_the_same_step() {
     let mut job = Job::new("run", 4);
     // Others in the same place: of another job, and one that takes no commands.
-    let _other = Job::rank(job.directory.path(), "other", 0, 4, "other");
+    let other = Job::rank(job.directory.path(), "other", 0, 4, "other");
     let _deaf = Run::in_directory(job.directory.path()).create().unwrap();
     let place = job.place().to_owned();
     let ring = job.ring(2);
+    // Somebody is talking to the other one all the time.
+    let path: PathBuf = text(other.1.path()).strip_suffix(".ctl").unwrap().into();
+    let _talks = Client::open(&path, Reader::open(&path).unwrap().header().instance).unwrap();
     let (said, told) = job.trains(100, done, || {
         let begun = stdout(&["ctl", "run", "task", "begin", "légal", "-D", &place, "--at-step", "400"]);
         // By one rank's ring as well.
@@ -192,4 +195,15 @@ fn pages_are_no_rings_and_go_with_theirs() {
     job.ranks.clear();
     stdout(&["ls", "--prune", "-D", &place]);
     assert!(!page_path(&ring).exists() && !ring.exists());
+}
+
+/// A page that says anything gives a sentence.
+#[test]
+fn a_step_that_cannot_be_is_said() {
+    let mut job = Job::new("run", 1);
+    job.ranks[0].1.poll(u64::MAX - 1);
+    let said = failure(&["ctl", "run", "snapshot", "-D", job.place()]);
+    assert!(said.contains("at step 18446744073709551614, which none can be"), "{said}");
+    let said = failure(&["ctl", "run", "task", "begin", "a\u{1b}[31m", "-D", job.place(), "--at-step", "5"]);
+    assert!(said.contains("has control characters"), "{said}");
 }

@@ -30,9 +30,18 @@ pub struct Client {
     _file: File,
 }
 
-impl Client {
-    /// Opens the page of `ring`, whose instance is given, and takes its turn.
-    pub fn open(ring: &Path, instance: [u8; 16]) -> Result<Self, ControlError> {
+/// A page of a server that runs, and its file.
+struct Opened {
+    path: PathBuf,
+    file: File,
+    page: Map,
+    identity: Identity,
+    server: Process,
+}
+
+impl Opened {
+    /// Opens and checks the page of `ring`, whose instance is given. Waits for nobody.
+    fn open(ring: &Path, instance: [u8; 16]) -> Result<Self, ControlError> {
         let path = page_path(ring);
         let failed = |action, source| ControlError::Io { action, path: path.clone(), source };
         let unusable = |reason: String| ControlError::Unusable { path: path.clone(), reason };
@@ -59,24 +68,45 @@ impl Client {
         if metadata.len() != PAGE_BYTES {
             return Err(unusable(format!("it has {} bytes, not {PAGE_BYTES}", metadata.len())));
         }
-        let begun = Instant::now();
-        while let Err(error) = file.try_lock() {
-            match error {
-                TryLockError::WouldBlock if begun.elapsed() < TURN => std::thread::sleep(TURN / 100),
-                TryLockError::WouldBlock => return Err(ControlError::Locked { path: path.clone() }),
-                TryLockError::Error(source) => return Err(failed("lock", source)),
-            }
-        }
         let page = Map::new(&file, PAGE_BYTES, Access::ReadWrite).map_err(|source| failed("map", source))?;
         let (identity, server) = read_identity(&page).map_err(unusable)?;
         if identity.instance != instance {
             return Err(unusable("it belongs to another ring".into()));
         }
-        let client = Self { path: path.clone(), page, identity, server, sent: 0, _file: file };
-        if client.has_ended() {
-            return Err(ControlError::Ended { path });
+        let opened = Self { path, file, page, identity, server };
+        if has_ended(&opened.page, &opened.server) {
+            return Err(ControlError::Ended { path: opened.path });
         }
-        Ok(client)
+        Ok(opened)
+    }
+
+    /// Waits until no other client uses the page.
+    fn take_turn(&self) -> Result<(), ControlError> {
+        let begun = Instant::now();
+        while let Err(error) = self.file.try_lock() {
+            let path = self.path.clone();
+            match error {
+                TryLockError::WouldBlock if begun.elapsed() < TURN => std::thread::sleep(TURN / 100),
+                TryLockError::WouldBlock => return Err(ControlError::Locked { path }),
+                TryLockError::Error(source) => return Err(ControlError::Io { action: "lock", path, source }),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    /// Opens the page of `ring`, whose instance is given, and takes its turn.
+    pub fn open(ring: &Path, instance: [u8; 16]) -> Result<Self, ControlError> {
+        let opened = Opened::open(ring, instance)?;
+        opened.take_turn()?;
+        let Opened { path, file, page, identity, server } = opened;
+        Ok(Self { path, page, identity, server, sent: 0, _file: file })
+    }
+
+    /// Whose page it is. Another client may be using it at this moment.
+    pub fn look(ring: &Path, instance: [u8; 16]) -> Result<Identity, ControlError> {
+        Ok(Opened::open(ring, instance)?.identity)
     }
 
     pub fn identity(&self) -> &Identity {
@@ -90,7 +120,7 @@ impl Client {
 
     /// The server's process is gone, or has closed the page. About 20 µs.
     pub fn has_ended(&self) -> bool {
-        load_acquire(&self.page[word::STATE]) == state::CLOSED || self.server.is_running() == Some(false)
+        has_ended(&self.page, &self.server)
     }
 
     /// The step for which a command of an earlier client waits.
@@ -103,7 +133,7 @@ impl Client {
     /// Sends a command that is to be carried out before step `at`, or before the next one if that has begun. `Cancel` may
     /// be sent at any time, other commands when none is waiting.
     pub fn send(&mut self, command: &Command, at: u64) -> Result<(), ControlError> {
-        command.name_length().map_err(|bytes| ControlError::Name { bytes })?;
+        command.check().map_err(|reason| ControlError::Name { reason })?;
         if let Some(step) = self.waiting().filter(|_| *command != Command::Cancel) {
             return Err(ControlError::Waiting { rank: self.identity.rank, step });
         }
@@ -135,4 +165,8 @@ impl Client {
         let text = read_text(&self.page[word::TEXT..], LONGEST_TEXT).map_err(damaged)?;
         Ok(Some(Answer { status, step: get(word::ANSWER_STEP), text }))
     }
+}
+
+fn has_ended(page: &Map, server: &Process) -> bool {
+    load_acquire(&page[word::STATE]) == state::CLOSED || server.is_running() == Some(false)
 }

@@ -2,6 +2,17 @@
 
 use super::page::{LONGEST_NAME, LONGEST_TEXT};
 
+/// A task may be called so: the name fits the page, is a string in C too, and does nothing to a terminal. Else why not.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > LONGEST_NAME {
+        return Err(format!("the name has {} bytes, and may have 1 to {LONGEST_NAME}", name.len()));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(format!("the name \"{}\" has control characters", name.escape_debug()));
+    }
+    Ok(())
+}
+
 /// A command. Numbers in the page are those of `kind`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -33,10 +44,11 @@ impl Command {
     pub(super) fn decode(kind: u64, number: u64, name: Result<String, String>) -> Result<Self, String> {
         Ok(match kind {
             0 => Self::Cancel,
-            1 => match name? {
-                name if name.is_empty() => return Err("the task has no name".into()),
-                name => Self::TaskBegin(name),
-            },
+            1 => {
+                let name = name?;
+                check_name(&name)?;
+                Self::TaskBegin(name)
+            }
             2 => Self::TaskEnd,
             3 => Self::Snapshot,
             4 => Self::Every(number),
@@ -44,10 +56,10 @@ impl Command {
         })
     }
 
-    /// The name fits the page.
-    pub(super) fn name_length(&self) -> Result<(), usize> {
+    /// It can be sent.
+    pub(super) fn check(&self) -> Result<(), String> {
         match self {
-            Self::TaskBegin(name) if name.is_empty() || name.len() > LONGEST_NAME => Err(name.len()),
+            Self::TaskBegin(name) => check_name(name),
             _ => Ok(()),
         }
     }

@@ -36,7 +36,7 @@ pub enum ControlError {
     )]
     Waiting { rank: u32, step: u64 },
 
-    /// The name does not fit.
-    #[error("the name has {bytes} bytes, and may have 1 to {}", super::LONGEST_NAME)]
-    Name { bytes: usize },
+    /// No task may be called so.
+    #[error("{reason}")]
+    Name { reason: String },
 }

@@ -25,7 +25,7 @@ mod page;
 mod server;
 
 pub use client::Client;
-pub use command::{Answer, Command, Status};
+pub use command::{Answer, Command, Status, check_name};
 pub use error::ControlError;
 pub use page::{Identity, LONGEST_NAME, PAGE_BYTES, page_path};
 pub use server::Server;

@@ -4,6 +4,7 @@
 //! a 128-byte line or more each, so that a client that waits does not slow the server down. docs/control.md is this file in
 //! prose; what is changed here must be changed there, together with [`VERSION`].
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,7 +77,7 @@ pub struct Identity {
     pub instance: [u8; 16],
     pub rank: u32,
     pub world: u32,
-    /// The same for all ranks that were started together, up to 63 bytes.
+    /// The same for all ranks that were started together. What is longer than 63 bytes is shortened in the page.
     pub job: String,
 }
 
@@ -93,9 +94,22 @@ pub(super) fn write_identity(page: &[AtomicU64], identity: &Identity) {
     set(word::PID_NAMESPACE, process.namespace);
     set(word::RANK, u64::from(identity.rank));
     set(word::WORLD, u64::from(identity.world));
-    write_text(&page[word::JOB..], &identity.job[..identity.job.floor_char_boundary(LONGEST_JOB)]);
+    write_text(&page[word::JOB..], &short_job(&identity.job));
     set(word::STATE, state::OPEN);
     page[word::MAGIC].store(MAGIC, Ordering::Release);
+}
+
+/// A job's name as it fits: a long one is its beginning and a number that stands for all of it, so that two of them which
+/// begin alike are not taken for one.
+pub(super) fn short_job(job: &str) -> Cow<'_, str> {
+    if job.len() <= LONGEST_JOB {
+        return job.into();
+    }
+    // FNV-1a, which is the same in every version and on every machine.
+    let hash =
+        job.bytes().fold(0xcbf29ce484222325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3));
+    let number = format!("~{hash:016x}");
+    format!("{}{number}", &job[..job.floor_char_boundary(LONGEST_JOB - number.len())]).into()
 }
 
 /// Reads and checks what is said once; else what is wrong with it.

@@ -81,6 +81,45 @@ fn clients_take_turns() {
     Client::open(&ring, INSTANCE).unwrap();
 }
 
+/// Whose page it is can be known while somebody else uses it.
+#[test]
+fn looking_needs_no_turn() {
+    let (_directory, ring) = place();
+    let _server = Server::create(&ring, &identity()).unwrap();
+    let _client = Client::open(&ring, INSTANCE).unwrap();
+    assert_eq!(Client::look(&ring, INSTANCE).unwrap(), identity());
+    assert!(Client::look(&ring, [0; 16]).unwrap_err().to_string().contains("another ring"));
+}
+
+#[test]
+fn long_names_of_jobs_stay_different() {
+    let long = |end: &str| format!("{}{end}", "ä".repeat(60));
+    let short = |job: &str| page::short_job(job).into_owned();
+    assert_eq!(short(&"x".repeat(63)), "x".repeat(63));
+    assert_eq!(short(&"x".repeat(64)), format!("{}~b96a5acbb56db825", "x".repeat(46)));
+    assert!(short(&long("1")).len() <= 63 && short(&long("1")) == short(&long("1")));
+    assert_ne!(short(&long("1")), short(&long("2")));
+    let (_directory, ring) = place();
+    let _server = Server::create(&ring, &Identity { job: long("1"), ..identity() }).unwrap();
+    assert_eq!(Client::look(&ring, INSTANCE).unwrap().job, short(&long("1")));
+}
+
+/// A client in another language may send what ours does not.
+#[test]
+fn names_that_cannot_be_ones_are_refused() {
+    let (_directory, ring) = place();
+    let mut server = Server::create(&ring, &identity()).unwrap();
+    let mut client = Client::open(&ring, INSTANCE).unwrap();
+    for (name, length) in [(*b"a\0b.....", 3), (*b"a\x1b[31m..", 6), (*b"........", 0)] {
+        client.send(&Command::TaskBegin("a".into()), 0).unwrap();
+        set(&ring, word::NAME, length);
+        set(&ring, word::NAME + 1, u64::from_le_bytes(name));
+        assert_eq!(server.poll(1), None);
+        let answer = client.answer().unwrap().unwrap();
+        assert!(answer.status == Status::Refused && answer.text.starts_with("the name "), "{answer:?}");
+    }
+}
+
 #[test]
 fn a_server_that_ended_is_noticed() {
     let (_directory, ring) = place();
@@ -102,7 +141,7 @@ fn names_have_to_fit() {
     let (_directory, ring) = place();
     let mut server = Server::create(&ring, &identity()).unwrap();
     let mut client = Client::open(&ring, INSTANCE).unwrap();
-    for name in [String::new(), "x".repeat(LONGEST_NAME + 1)] {
+    for name in [String::new(), "x".repeat(LONGEST_NAME + 1), "a\0b".into(), "\x1b[31mred".into(), "a\nb".into()] {
         assert!(matches!(client.send(&Command::TaskBegin(name), 0), Err(ControlError::Name { .. })));
     }
     let longest = Command::TaskBegin("x".repeat(LONGEST_NAME));

@@ -1,16 +1,20 @@
 //! Between the trainer and us: on or off, no recursion, no unwinding, forks, the end of the process.
 //!
-//! Cost while off: one load. While on: a thread-local counter.
+//! Cost while off: one load. While on: a thread-local flag and a counter.
 
 use std::cell::Cell;
 use std::ffi::c_int;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::{engine, watch};
+use crate::{engine, environment, say, watch};
 
 /// Set by the loader's call of [`on_load`], before the trainer's first instruction.
 static ON: AtomicBool = AtomicBool::new(false);
+
+/// Threads that are inside an interposed function.
+static CROWD: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// The thread is inside an interposed function: what the real one calls is not the trainer's.
@@ -67,24 +71,45 @@ pub struct Inside;
 
 impl Inside {
     pub fn enter() -> Option<Self> {
-        (!INSIDE.replace(true)).then_some(Self)
+        if INSIDE.replace(true) {
+            return None;
+        }
+        CROWD.fetch_add(1, Ordering::Relaxed);
+        Some(Self)
     }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
         INSIDE.set(false);
+        CROWD.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Called by the loader. Without `FGS_PRELOAD`, or with `FGS_DISABLE`, it does nothing.
+/// Whether other threads are inside as well.
+pub fn is_crowded() -> bool {
+    CROWD.load(Ordering::Relaxed) > 1
+}
+
+/// A number that stands for this thread among those that run.
+pub fn thread() -> usize {
+    INSIDE.with(|inside| std::ptr::from_ref(inside) as usize)
+}
+
+/// Called by the loader. Without `FGS_PRELOAD`, or with `FGS_DISABLE`, it does nothing. What else than 1 they say is looked at
+/// with the other settings.
 extern "C" fn on_load() {
-    let is_set = |name| std::env::var(name).is_ok_and(|value| !matches!(value.trim(), "" | "0"));
+    // As the program starts: one thread.
+    let is_set =
+        |name| std::env::var_os(name).is_some_and(|value| !matches!(value.as_bytes().trim_ascii(), b"" | b"0"));
     if !is_set("FGS_PRELOAD") || is_set("FGS_DISABLE") {
         return;
     }
     ON.store(true, Ordering::Relaxed);
+    // The hook is that of our own standard library.
+    std::panic::set_hook(Box::new(|panic| say::line(format_args!("{panic}"))));
     quietly(|| {
+        environment::variables();
         // SAFETY: the handlers are functions of this library, which is never unloaded.
         unsafe {
             libc::atexit(watch::at_exit);

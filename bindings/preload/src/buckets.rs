@@ -19,12 +19,16 @@ pub struct Wanted {
     pub prefix: String,
 }
 
+/// Different tensors that may have been a bucket: what changes more often is nothing that could be followed.
+const VERSIONS: usize = 64;
+
 /// The buckets of the sequence that is followed.
 #[derive(Debug, Default)]
 pub struct Buckets {
     buckets: Vec<Vec<Tensor>>,
     /// Everything that was ever registered, by name.
-    known: HashMap<String, (Spec, TensorId)>,
+    known: HashMap<String, Vec<(Spec, TensorId)>>,
+    are_too_many: bool,
 }
 
 /// A tensor within a bucket.
@@ -50,8 +54,10 @@ pub struct Piece {
 }
 
 impl Buckets {
-    /// Makes these the buckets. Tensors that were registered for an earlier sequence are used again where they are the same.
+    /// Makes these the buckets. Tensors that were registered for an earlier sequence are used again where they are the same;
+    /// what cannot be registered is left out.
     pub fn register(&mut self, instrument: &Instrument, wanted: &[Wanted], layout: Option<&Layout>) -> Outcome {
+        let mut outcome = Ok(());
         self.buckets.clear();
         for (n, wanted) in wanted.iter().enumerate() {
             let tensors = match layout {
@@ -61,26 +67,34 @@ impl Buckets {
             let mut bucket = Vec::with_capacity(tensors.len());
             for Placed { offset, spec } in tensors {
                 let (numel, shape) = (spec.numel, spec.shape);
-                bucket.push(Tensor { id: self.tensor(instrument, spec)?, offset, numel, shape });
+                match self.tensor(instrument, spec) {
+                    Ok(id) => bucket.push(Tensor { id, offset, numel, shape }),
+                    Err(error) => outcome = Err(error),
+                }
             }
             self.buckets.push(bucket);
         }
-        Ok(())
+        outcome
+    }
+
+    /// A bucket was too many different tensors already.
+    pub fn are_too_many(&self) -> bool {
+        self.are_too_many
     }
 
     fn tensor(&mut self, instrument: &Instrument, spec: Spec) -> Outcome<TensorId> {
-        let mut spec = spec;
-        let name = spec.name.clone();
-        for version in 2.. {
-            match self.known.get(&spec.name) {
-                Some((known, id)) if *known == spec => return Ok(*id),
-                None => break,
-                // Another sequence had a tensor of this name that was not the same.
-                Some(_) => spec.name = format!("{name}.v{version}"),
-            }
+        let versions = self.known.entry(spec.name.clone()).or_default();
+        if let Some((_, id)) = versions.iter().find(|(known, _)| *known == spec) {
+            return Ok(*id);
         }
-        let id = instrument.register(&spec)?;
-        self.known.insert(spec.name.clone(), (spec, id));
+        self.are_too_many |= versions.len() == VERSIONS;
+        // Another sequence had a tensor of this name that was not the same.
+        let name = match versions.len() {
+            0 => spec.name.clone(),
+            before => format!("{}.v{}", spec.name, before + 1),
+        };
+        let id = instrument.register(&Spec { name, ..spec.clone() })?;
+        versions.push((spec, id));
         Ok(id)
     }
 
@@ -152,7 +166,7 @@ mod tests {
                 end = offset + numel;
                 Tensor { id: instrument.next(), offset, numel, shape: (numel, 1) }
             }).collect();
-            let buckets = Buckets { buckets: vec![tensors.clone()], known: HashMap::new() };
+            let buckets = Buckets { buckets: vec![tensors.clone()], ..Buckets::default() };
             let mut cuts: Vec<u64> = cuts.into_iter().map(|cut| cut.min(end)).chain([0, end]).collect();
             cuts.sort_unstable();
             let mut seen: HashMap<u32, Vec<u64>> = HashMap::new();

@@ -3,6 +3,8 @@
 use std::fs;
 use std::sync::OnceLock;
 
+use crate::environment::text;
+
 /// Variables of rank and number of ranks.
 const RANKS: [(&str, &str); 5] = [
     ("FGS_RANK", "FGS_WORLD_SIZE"),
@@ -26,7 +28,7 @@ const WRAPPERS: usize = 16;
 pub fn launched() -> Option<(u32, u32)> {
     static LAUNCHED: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *LAUNCHED.get_or_init(|| {
-        let number = |name: &str| std::env::var(name).ok()?.trim().parse::<u32>().ok();
+        let number = |name: &str| text(name)?.trim().parse::<u32>().ok();
         let said = RANKS.iter().filter_map(|(rank, size)| Some((number(rank)?, number(size)?)));
         said.into_iter().find(|(rank, size)| rank < size)
     })
@@ -40,7 +42,7 @@ pub fn is_first() -> bool {
 /// What all ranks of a job on this machine have in common and other jobs do not: as launchers say, else the process that
 /// started them.
 pub fn job() -> String {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let variable = |name: &str| text(name).filter(|value| !value.is_empty());
     let joined = |names: &[&str]| names.iter().map(|name| variable(name)).collect::<Option<Vec<_>>>();
     let said = JOBS.iter().find_map(|names| joined(names)).map(|values| values.join("."));
     said.unwrap_or_else(|| format!("parent {}", starter()))

@@ -9,10 +9,17 @@
 //! Buckets are in the order in which they are reduced, offsets in elements; what no tensor covers is padding. Checked as a
 //! whole when it is read: an error names the field.
 
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+
 use forgetscope::scope::schema::Role;
 use serde::Deserialize;
 
 use crate::instrument::Spec;
+
+/// Bytes of a file: what is larger is something else.
+const LARGEST: u64 = 256 << 20;
 
 /// A layout, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +108,19 @@ enum HeadAxis {
 
 impl Layout {
     pub fn read(path: &str) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+        let failed = |error| format!("cannot be read: {error}");
+        // O_NONBLOCK, or opening a FIFO would wait for its other end.
+        let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err("is not a regular file".into());
+        }
+        if metadata.len() > LARGEST {
+            return Err(format!("has {} bytes, and may have {LARGEST}", metadata.len()));
+        }
+        let mut text = String::new();
+        file.take(LARGEST).read_to_string(&mut text).map_err(failed)?;
         Self::parse(&text)
     }
 

@@ -5,11 +5,14 @@
 //!
 //! ```text
 //! nccl ─┐   interposed functions: the real call, then ▼
-//! mpi ──┴─▶ engine     one collective after the other: which step, which bucket, what to do
-//!             ├─▶ signature   what a step is, by the sequence of collectives
-//!             ├─▶ buckets     the tensors in a bucket, by the layout file or one for all
-//!             ├─▶ tasks       which task is trained, said by variables or by `forgetscope ctl`
-//!             └─▶ instrument  the library itself, through its C functions
+//! mpi ──┴─▶ engine     the one session of the process
+//!             └─▶ session     one collective after the other: which step, which bucket, what to do
+//!                   ├─▶ signature   what a step is, by the sequence of collectives
+//!                   ├─▶ threads     whether it is one sequence at all
+//!                   ├─▶ buckets     the tensors in a bucket, by the layout file or one for all
+//!                   ├─▶ parameters  gathered buffers, while they are there
+//!                   ├─▶ tasks       which task is trained, said by variables or by `forgetscope ctl`
+//!                   └─▶ instrument  the library itself, through its C functions
 //! ```
 //!
 //! The trainer comes first. The real call is made with the arguments as they are, its result is what the trainer gets,
@@ -18,10 +21,10 @@
 //! | file | concept |
 //! |---|---|
 //! | `boundary` | on or off, no recursion, no unwinding, forks, the end of the process |
-//! | `real` | where the real functions are |
-//! | `settings`, `layout` | what the user says: variables, a file |
+//! | `real`, `objects` | where the real functions are: what the loader has loaded |
+//! | `environment`, `settings`, `layout` | what the user says: variables, a file |
 //! | `launcher` | which rank this is, and of which job |
-//! | `memory` | where a buffer lies: host or CUDA device |
+//! | `memory`, `readable` | where a buffer lies, host or CUDA device, and whether it can be read |
 //! | `say` | messages |
 //! | `watch` | nothing comes through: says why that may be |
 
@@ -31,15 +34,20 @@ mod say;
 mod boundary;
 mod buckets;
 mod engine;
+mod environment;
 mod instrument;
 mod launcher;
 mod layout;
 mod memory;
 mod mpi;
 mod nccl;
+mod objects;
 mod parameters;
+mod readable;
 mod real;
+mod session;
 mod settings;
 mod signature;
 mod tasks;
+mod threads;
 mod watch;

@@ -1,15 +1,16 @@
 //! Gathered buffers as the parameters that the reduced buckets are gradients of. Opt-in: `FGS_PRELOAD_PARAMETERS=1`.
 //!
 //! The library reads parameters when gradients are ready and when the step ends, so the buffers have to stay where they are.
-//! That is watched: they are bound after a step in which none has moved, and unbound at once when one does. Each rank measures
-//! the range whose gradient it has.
+//! That is watched: they are bound after a step in which none has moved, and unbound at once when one does, or when its memory
+//! is not there any more just before it is read (0.1 to 1 ms in a sampled step: the process's list of mappings is read).
+//! Each rank measures the range whose gradient it has.
 
 use std::ops::Range;
 
 use crate::buckets::Buckets;
-use crate::engine::Buffer;
 use crate::instrument::{Instrument, Outcome, TensorId};
-use crate::memory::Device;
+use crate::memory::{Buffer, Device};
+use crate::readable::Readable;
 use crate::signature::{Kind, Period};
 
 /// Steps without a gather, after which none is expected.
@@ -23,9 +24,17 @@ pub struct Parameters {
     pairs: Vec<(usize, usize)>,
     /// A gather's buffer has moved in the step that goes on.
     has_moved: bool,
-    bound: Vec<TensorId>,
+    bound: Vec<Bound>,
     /// Steps until it is said that nothing is gathered; 0: it was said, or something is.
     waits: u32,
+}
+
+/// A tensor whose parameters are bound.
+#[derive(Debug)]
+struct Bound {
+    id: TensorId,
+    device: Device,
+    bytes: Range<usize>,
 }
 
 impl Parameters {
@@ -99,7 +108,7 @@ impl Parameters {
             if !reduced.is_measured {
                 continue;
             }
-            let device = Device::of(gathered.address);
+            let device = Device::of(gathered)?;
             for piece in buckets.pieces(bucket_of(reduction), reduced.local.clone()) {
                 let Range { start, .. } = reduced.local;
                 let address = gathered.address + (start + piece.at) as usize * gathered.dtype.bytes();
@@ -107,14 +116,35 @@ impl Parameters {
                 let tensor = device.tensor(address, gathered.dtype, &mut shape);
                 // SAFETY: the caller's promise.
                 unsafe { instrument.bind_parameter(piece.id, &tensor, piece.first) }?;
-                self.bound.push(piece.id);
+                let length = shape.iter().product::<i64>() as usize * gathered.dtype.bytes();
+                self.bound.push(Bound { id: piece.id, device, bytes: address..address + length });
             }
         }
         Ok(())
     }
 
+    /// They are about to be read. If their memory is not there any more nothing is bound afterwards.
+    pub fn check(&mut self, instrument: &Instrument) -> Outcome {
+        if self.bound.is_empty() {
+            return Ok(());
+        }
+        let readable = Readable::now();
+        let is_there = |bound: &Bound| match bound.device.is_host() {
+            true => readable.has(&bound.bytes),
+            false => bound.device.still_has(&bound.bytes),
+        };
+        if self.bound.iter().all(is_there) {
+            return Ok(());
+        }
+        self.is_wanted = false;
+        self.unbind(instrument)?;
+        Err("FGS_PRELOAD_PARAMETERS: the trainer has freed a gathered buffer, so it does not hold parameters between steps; \
+             they are not measured any more"
+            .into())
+    }
+
     pub fn unbind(&mut self, instrument: &Instrument) -> Outcome {
-        self.bound.drain(..).try_for_each(|id| instrument.unbind_parameter(id))
+        self.bound.drain(..).try_for_each(|bound| instrument.unbind_parameter(bound.id))
     }
 }
 
@@ -147,12 +177,13 @@ fn pairs(period: &Period) -> Vec<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signature::{Event, Identity};
+    use crate::signature::{Communicator, Event, Identity};
 
     fn paired(events: &[(char, u64)]) -> Vec<(usize, usize)> {
         let event = |(n, &(kind, count)): (usize, &(char, u64))| {
             let kind = if kind == 'r' { Kind::Reduce } else { Kind::Gather };
-            Event { kind, communicator: 0, count, dtype: 0, address: n }
+            let communicator = Communicator { handle: 0, rank: 0, size: 2, first: None };
+            Event { kind, is_scattered: false, communicator, count, dtype: 0, address: n }
         };
         pairs(&Period::new(events.iter().enumerate().map(event).collect(), Identity::Address))
     }

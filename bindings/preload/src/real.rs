@@ -1,13 +1,21 @@
 //! Where the real functions are.
 //!
-//! The next definition in the order of the loader, if there is one: that keeps other tools of the same kind in the chain. A
-//! library that was loaded with RTLD_LOCAL (PyTorch's NCCL) is not in that order; it is looked for among the loaded objects.
-//! Found once, then one load.
+//! The next definition in the order of the loader, if there is one. A library that was loaded with RTLD_LOCAL (PyTorch's NCCL)
+//! is not in that order; it is looked for in all loaded objects, whatever it is called. Found once, then one load; of a
+//! library that was loaded out of sight also a look whether another one has come (0.1 µs).
+//!
+//! Several copies that know nothing of each other: each caller gets the one that it would get without us, and nothing is
+//! measured, since handles of one mean nothing to the other.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::ffi::{CStr, c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-/// A library whose functions are interposed.
+use parking_lot::Mutex;
+
+use crate::boundary;
+use crate::objects::{self, Address, Object};
+
+/// A library whose functions are called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
     Mpi,
@@ -16,79 +24,28 @@ pub enum Library {
 }
 
 impl Library {
-    /// How the names of its files begin.
+    /// How the names of its files begin, as far as is known.
     fn prefixes(self) -> &'static [&'static str] {
         match self {
-            Self::Mpi => &["libmpi.so", "libmpich.so"],
-            Self::Nccl => &["libnccl.so"],
+            Self::Mpi => &["libmpi.so", "libmpich.so", "libmpi_cray", "libmpi_ibm.so", "libmpi_abi.so"],
+            Self::Nccl => &["libnccl.so", "librccl.so"],
             Self::Cuda => &["libcuda.so"],
         }
     }
 
-    /// The path of the loaded object, if it is loaded. About a microsecond per object.
-    pub fn path(self) -> Option<CString> {
-        struct Found(Library, Option<CString>);
-        /// Called for each object; 1 ends the walk.
-        unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, found: *mut c_void) -> c_int {
-            // SAFETY: the loader gives a valid object with a terminated name, and `found` as it was passed.
-            let (name, found) = unsafe { ((*info).dlpi_name, &mut *found.cast::<Found>()) };
-            if name.is_null() {
-                return 0;
-            }
-            // SAFETY: as above.
-            let name = unsafe { CStr::from_ptr(name) };
-            let path = name.to_string_lossy();
-            let file = path.rsplit('/').next().unwrap_or_default();
-            if !found.0.prefixes().iter().any(|prefix| file.starts_with(prefix)) {
-                return 0;
-            }
-            found.1 = Some(name.to_owned());
-            1
-        }
-        let mut found = Found(self, None);
-        // SAFETY: the callback has the type that is asked for, and `found` lives longer than the call.
-        unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut found).cast()) };
-        found.1
+    fn is(self, object: &Object) -> bool {
+        self.prefixes().iter().any(|prefix| object.file().starts_with(prefix))
     }
 
-    /// The next function of this name; NULL if there is none, or the library is not loaded.
-    fn function(self, name: &CStr) -> *mut c_void {
-        self.symbol(libc::RTLD_NEXT, name)
+    /// The path of the loaded object, if it is loaded by a name that is known.
+    pub fn path(self) -> Option<String> {
+        objects::loaded().iter().find(|object| self.is(object)).map(Object::path)
     }
 
-    /// A variable as the program sees it: one that is not position-independent has copies of its own.
-    pub fn variable(self, name: &CStr) -> *mut c_void {
-        self.symbol(libc::RTLD_DEFAULT, name)
+    /// Where else than in the loader's order its functions may be. The driver's file has the same name everywhere.
+    fn may_be_in(self, object: &Object) -> bool {
+        self != Self::Cuda || self.is(object)
     }
-
-    fn symbol(self, first: *mut c_void, name: &CStr) -> *mut c_void {
-        // SAFETY: the name is terminated.
-        let found = unsafe { libc::dlsym(first, name.as_ptr()) };
-        if !found.is_null() {
-            return found;
-        }
-        let Some(path) = self.path() else { return std::ptr::null_mut() };
-        // SAFETY: the path is terminated; with RTLD_NOLOAD nothing is loaded or run. The handle is kept, which keeps the
-        // library loaded.
-        unsafe {
-            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
-            if handle.is_null() { std::ptr::null_mut() } else { libc::dlsym(handle, name.as_ptr()) }
-        }
-    }
-}
-
-/// How many objects the loader has loaded so far: while that is the same, what was missing still is. A tenth of a
-/// microsecond.
-fn loads() -> u64 {
-    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: usize, loads: *mut c_void) -> c_int {
-        // SAFETY: the loader gives a valid object, and `loads` as it was passed.
-        unsafe { *loads.cast::<u64>() = (*info).dlpi_adds };
-        1
-    }
-    let mut loads = 0u64;
-    // SAFETY: the callback has the type that is asked for, and `loads` lives longer than the call.
-    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut loads).cast()) };
-    loads
 }
 
 /// A function of a library, looked for at its first use.
@@ -97,46 +54,110 @@ pub struct Real {
     name: &'static CStr,
     /// By another name, where the first is missing.
     twin: Option<&'static CStr>,
-    address: AtomicPtr<c_void>,
-    /// [`loads`] when it was looked for in vain.
-    missed: AtomicU64,
+    /// In the loader's order: the same for all callers.
+    next: AtomicPtr<c_void>,
+    elsewhere: Mutex<Elsewhere>,
+}
+
+/// What is known of a function that is not in the loader's order.
+#[derive(Clone, Copy)]
+struct Elsewhere {
+    /// [`objects::loads`] when it was looked for.
+    loads: u64,
+    found: Found,
+}
+
+#[derive(Clone, Copy)]
+enum Found {
+    Nothing,
+    One(Address),
+    Several,
 }
 
 impl Real {
     pub const fn new(library: Library, name: &'static CStr, twin: Option<&'static CStr>) -> Self {
-        Self { library, name, twin, address: AtomicPtr::new(std::ptr::null_mut()), missed: AtomicU64::new(0) }
+        let elsewhere = Mutex::new(Elsewhere { loads: 0, found: Found::Nothing });
+        Self { library, name, twin, next: AtomicPtr::new(std::ptr::null_mut()), elsewhere }
     }
 
-    /// The function's address; NULL if the library is not there.
+    /// The function's address for whoever called this thread's interposed function; NULL if there is none.
     #[inline]
     pub fn address(&self) -> *mut c_void {
-        let address = self.address.load(Ordering::Acquire);
-        if address.is_null() { self.find() } else { address }
+        let next = self.next.load(Ordering::Acquire);
+        if next.is_null() { self.elsewhere() } else { next }
+    }
+
+    fn names(&self) -> [Option<&'static CStr>; 2] {
+        [Some(self.name), self.twin]
     }
 
     #[cold]
-    fn find(&self) -> *mut c_void {
-        let loads = loads();
-        if self.missed.load(Ordering::Relaxed) == loads {
-            return std::ptr::null_mut();
+    fn elsewhere(&self) -> *mut c_void {
+        let loads = objects::loads();
+        let Elsewhere { loads: before, mut found } = *self.elsewhere.lock();
+        if before != loads {
+            // Without the lock: another thread may call us from inside the loader.
+            found = self.look(found);
+            *self.elsewhere.lock() = Elsewhere { loads, found };
         }
-        let mut address = self.library.function(self.name);
-        if address.is_null() {
-            address = self.twin.map_or(address, |twin| self.library.function(twin));
+        match found {
+            Found::Nothing => self.next.load(Ordering::Acquire),
+            Found::One(address) => address as *mut c_void,
+            Found::Several => {
+                say_that_there_are_several(self.name);
+                let in_order = || self.names().into_iter().flatten().find_map(objects::next);
+                let meant = objects::definition_for_caller(self.names()).or_else(in_order);
+                meant.map_or(std::ptr::null_mut(), |address| address as *mut c_void)
+            }
         }
-        self.address.store(address, Ordering::Release);
-        if address.is_null() {
-            self.missed.store(loads, Ordering::Relaxed);
+    }
+
+    /// `before`: what was found among fewer objects.
+    fn look(&self, before: Found) -> Found {
+        let is_wanted = |object: &Object| self.library.may_be_in(object);
+        for name in self.names().into_iter().flatten() {
+            // Who has called one copy goes on with it, also when another comes into the loader's order.
+            if let (Found::Nothing, Some(next)) = (before, objects::next(name)) {
+                self.next.store(next as *mut c_void, Ordering::Release);
+                return Found::Nothing;
+            }
+            match objects::definitions(name, is_wanted)[..] {
+                [] => {}
+                [only] => {
+                    objects::keep(only);
+                    return Found::One(only);
+                }
+                _ => return Found::Several,
+            }
         }
-        address
+        Found::Nothing
     }
 
     /// Somebody called a function that nobody has.
     #[cold]
     pub fn missing(&self, status: c_int) -> c_int {
         let name = self.name.to_string_lossy();
-        say!("{name} was called and its library is not loaded; the call fails with {status}");
+        match self.elsewhere.lock().found {
+            Found::Several => say!(
+                "{name} is in several libraries and it cannot be told which one is meant; the call fails with {status}. \
+                 Without LD_PRELOAD it would not"
+            ),
+            _ => say!("{name} was called and its library is not loaded; the call fails with {status}"),
+        }
         status
+    }
+}
+
+/// Which library's handles are given is not known any more.
+#[cold]
+fn say_that_there_are_several(name: &CStr) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if boundary::is_on() && !SAID.swap(true, Ordering::Relaxed) {
+        boundary::turn_off();
+        say!(
+            "several loaded libraries have a {} of their own; each is called as before, and nothing is measured any more",
+            name.to_string_lossy()
+        );
     }
 }
 
@@ -148,12 +169,12 @@ pub const fn c_name(terminated: &'static str) -> &'static CStr {
     }
 }
 
-/// Calls the function behind a [`Real`]: `call!(REAL, status where there is none, (arguments): (types))`.
+/// Calls the function behind a [`Real`]: `call!(REAL, what is done where there is none, (arguments): (types))`.
 macro_rules! call {
     ($real:expr, $missing:expr, ($($argument:expr),* $(,)?) : ($($type:ty),* $(,)?)) => {{
         let address = $real.address();
         if address.is_null() {
-            $real.missing($missing)
+            $missing
         } else {
             // SAFETY: the address is that of the function of this name, whose C declaration has these types.
             unsafe {
@@ -166,11 +187,12 @@ macro_rules! call {
 pub(crate) use call;
 
 /// Defines functions that stand before those of a library. `library`, what stands before the other name of each (MPI's
-/// `P`), and the status where the library is not there; then, as in C's declaration, name and arguments, and what is done:
-/// an expression of the closure that makes the real call.
+/// `P`), and the status where the library is not there; then, as in C's declaration, name and arguments, what is done where
+/// there is no such function if that is something else than to fail, and what is done: an expression of the closure that
+/// makes the real call.
 macro_rules! interpose {
     ($library:expr, $twin:literal, $missing:expr; $(
-        fn $name:ident($($argument:ident: $type:ty),* $(,)?) => |$real:ident| $body:expr;
+        fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(or $instead:block)? => |$real:ident| $body:expr;
     )*) => { $(
         /// # Safety
         /// As for the library's own function of this name.
@@ -181,11 +203,16 @@ macro_rules! interpose {
                 c_name(concat!(stringify!($name), "\0")),
                 Some(c_name(concat!($twin, stringify!($name), "\0"))),
             );
-            let $real = || call!(REAL, $missing, ($($argument),*): ($($type),*));
+            #[allow(unreachable_code)]
+            let missing = || {
+                $(return $instead;)?
+                REAL.missing($missing)
+            };
+            let $real = || call!(REAL, missing(), ($($argument),*): ($($type),*));
             $body
         }
     )* };
 }
 pub(crate) use interpose;
 
-const _: () = assert!(size_of::<*const c_char>() == 8, "handles are passed through as 64 bits");
+const _: () = assert!(size_of::<*const std::ffi::c_char>() == 8, "handles are passed through as 64 bits");

@@ -1,8 +1,13 @@
-//! What the user says in variables: `FGS_PRELOAD_*`. Read once, at the first collective.
+//! What the user says in variables: `FGS_PRELOAD_*`. Understood once, at the first collective, as they were when the library
+//! was loaded.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::time::Duration;
 
+use forgetscope::control::check_name;
+
+use crate::environment;
 use crate::layout::Layout;
 
 /// Fewer elements are losses, norms and counters.
@@ -49,12 +54,18 @@ pub struct Settings {
 }
 
 /// Reads a variable. A function, so that tests need not change the process's environment.
-pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<&'a OsStr>;
 
 impl Settings {
     /// The settings; else a sentence that names the variable.
     pub fn read(environment: Environment) -> Result<Self, String> {
-        let text = |name: &str| environment(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        if let Some(name) = KNOWN.iter().find(|name| environment(name).is_some_and(|value| value.to_str().is_none())) {
+            return Err(format!("{name}: its value is not UTF-8"));
+        }
+        let text = |name: &str| {
+            let text = environment(name).and_then(OsStr::to_str).map(str::trim);
+            text.filter(|text| !text.is_empty()).map(str::to_owned)
+        };
         let number = |name: &str, least: u64, most: u64| match text(name) {
             None => Ok(None),
             Some(text) => match text.parse::<u64>() {
@@ -74,6 +85,7 @@ impl Settings {
             Some("1") => Ok(true),
             Some(text) => Err(format!("{name}: '{text}' is neither 0 nor 1")),
         };
+        switch("FGS_PRELOAD")?;
         number("FGS_PRELOAD_PATIENCE", 0, u64::MAX)?;
         let layout = match text("FGS_PRELOAD_LAYOUT") {
             None => None,
@@ -107,6 +119,9 @@ fn tasks(first: Option<String>, list: Option<String>) -> Result<BTreeMap<u64, St
             return Err(format!("FGS_PRELOAD_TASKS: two tasks begin at step {step}"));
         }
     }
+    if let Some(error) = tasks.values().find_map(|name| check_name(name).err()) {
+        return Err(format!("FGS_PRELOAD_TASKS: {error}"));
+    }
     if let Some((name, _)) = tasks.values().zip(tasks.values().skip(1)).find(|(task, next)| task == next) {
         return Err(format!("FGS_PRELOAD_TASKS: '{name}' begins twice in a row"));
     }
@@ -114,25 +129,26 @@ fn tasks(first: Option<String>, list: Option<String>) -> Result<BTreeMap<u64, St
 }
 
 /// Names of variables that look like ours and are none: misspelt, or of another version.
-pub fn unknown(names: impl Iterator<Item = String>) -> Vec<String> {
-    let mut unknown: Vec<_> =
-        names.filter(|name| name.starts_with("FGS_PRELOAD") && !KNOWN.contains(&name.as_str())).collect();
+pub fn unknown<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut unknown: Vec<_> = names.filter(|name| name.starts_with("FGS_PRELOAD") && !KNOWN.contains(name)).collect();
     unknown.sort_unstable();
     unknown
 }
 
 /// `FGS_PRELOAD_PATIENCE`, needed before anything else; what is wrong with it is said with the others.
 pub fn patience() -> Duration {
-    let seconds = std::env::var("FGS_PRELOAD_PATIENCE").ok().and_then(|text| text.trim().parse().ok());
+    let seconds = environment::text("FGS_PRELOAD_PATIENCE").and_then(|text| text.trim().parse().ok());
     seconds.map_or(PATIENCE, Duration::from_secs)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Settings, String> {
-        let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsStr::new(*value));
         Settings::read(&find)
     }
 
@@ -146,6 +162,8 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (name, value) in [
+            ("FGS_PRELOAD", "yes"),
+            ("FGS_PRELOAD", "false"),
             ("FGS_PRELOAD_MIN_ELEMENTS", "0"),
             ("FGS_PRELOAD_RANKS", "four"),
             ("FGS_PRELOAD_STEP", "5000"),
@@ -158,26 +176,28 @@ mod tests {
             ("FGS_PRELOAD_TASKS", "a@1,b@1"),
             ("FGS_PRELOAD_TASKS", "a@1,"),
             ("FGS_PRELOAD_TASKS", "a@1,a@5"),
+            ("FGS_PRELOAD_TASKS", "a\x1b[31m@1"),
             ("FGS_PRELOAD_PATIENCE", "abc"),
             ("FGS_PRELOAD_LAYOUT", "/nonexistent"),
         ] {
             let error = read(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(&format!("{name}: ")), "{error}");
         }
+        let bytes = OsStr::from_bytes(b"legal\xff");
+        let error = Settings::read(&|name| (name == "FGS_PRELOAD_TASK").then_some(bytes)).unwrap_err();
+        assert_eq!(error, "FGS_PRELOAD_TASK: its value is not UTF-8");
     }
 
     #[test]
     fn every_variable_is_known() {
-        let asked = std::cell::RefCell::new(vec![String::from("FGS_PRELOAD"), "FGS_PRELOAD_JOB".into()]);
+        let asked = std::cell::RefCell::new(std::collections::BTreeSet::new());
         Settings::read(&|name| {
-            asked.borrow_mut().push(name.into());
+            asked.borrow_mut().insert(name.to_owned());
             None
         })
         .unwrap();
-        let mut asked = asked.into_inner();
-        asked.sort_unstable();
-        assert_eq!(asked, KNOWN);
-        let names = ["FGS_PRELOAD_TAKS", "FGS_EVERY", "PATH"].into_iter().chain(KNOWN).map(String::from);
+        assert!(asked.into_inner().iter().eq(KNOWN.iter()));
+        let names = ["FGS_PRELOAD_TAKS", "FGS_EVERY", "PATH"].into_iter().chain(KNOWN);
         assert_eq!(unknown(names), ["FGS_PRELOAD_TAKS"]);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A library that resolves its calls by itself (-Bsymbolic, RTLD_DEEPBIND, a static copy, dlsym) goes past us without a sign.
 //! So it is said when the process ends, and earlier where a collective library was there from the beginning: then a thread
-//! sleeps for `FGS_PRELOAD_PATIENCE` seconds. Only in the first of the processes that a launcher gave a rank.
+//! sleeps for `FGS_PRELOAD_PATIENCE` seconds. Only in the first of the processes that a launcher gave a rank; without a
+//! launcher in any process of which at least one collective came through.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
@@ -55,8 +56,7 @@ pub fn start() {
 
 /// The path of a collective library that is loaded.
 fn library() -> Option<String> {
-    let path = Library::Nccl.path().or_else(|| Library::Mpi.path())?;
-    Some(path.to_string_lossy().into_owned())
+    Library::Nccl.path().or_else(|| Library::Mpi.path())
 }
 
 /// The process ends.
@@ -70,9 +70,13 @@ pub extern "C" fn at_exit() {
 }
 
 fn say_if_nothing_came() {
-    let Some(path) = library().filter(|_| launched().is_some_and(|(rank, _)| rank == 0)) else { return };
     let (seen, left_out) = (SEEN.load(Ordering::Relaxed), LEFT_OUT.load(Ordering::Relaxed));
-    if seen > left_out || SAID.swap(true, Ordering::Relaxed) {
+    let is_trainer = seen > 0 || launched().is_some() && library().is_some();
+    // Settings that cannot be used are the reason, and are said here if nowhere before.
+    if seen > left_out || !is_first() || !is_trainer || engine::settings().is_none() {
+        return;
+    }
+    if SAID.swap(true, Ordering::Relaxed) {
         return;
     }
     if left_out > 0 {
@@ -84,9 +88,10 @@ fn say_if_nothing_came() {
         );
     } else {
         say!(
-            "FGS_PRELOAD is set and {path} is loaded, but no collective came through. Either this process does not train, \
+            "FGS_PRELOAD is set and {} is loaded, but no collective came through. Either this process does not train, \
              or its calls go past: linked with -Bsymbolic or with a static copy of the library, loaded with RTLD_DEEPBIND, \
-             found by dlsym, persistent, or from Fortran. See Troubleshooting in docs/preload.md"
+             found by dlsym, persistent, or from Fortran. See Troubleshooting in docs/preload.md",
+            library().unwrap_or_default()
         );
     }
 }

@@ -310,7 +310,7 @@ fn mistakes_are_said_and_training_goes_on() {
     let run = plan(Mpi::Open, "trainer_mpi", 2, "allreduce").preloaded().variable("FGS_PRELOAD_SCALE", "much");
     let run = run.run().succeeded();
     let expected = "FGS_PRELOAD_SCALE: 'much' is not a finite number above zero; training is not measured";
-    assert_eq!(run.messages().len(), 2, "{}", run.said);
+    assert_eq!(run.messages().len(), 1, "by one rank: {}", run.said);
     assert!(run.messages().iter().all(|line| line.contains(expected)), "{}", run.said);
     assert!(run.ranks.is_empty());
 }

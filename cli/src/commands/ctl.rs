@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
-use forgetscope::control::{Answer, Client, Command, ControlError, Status};
+use forgetscope::control::{Answer, Client, Command, ControlError, Identity, Status};
 use forgetscope::ring::{Discovered, WriterState};
 
 use crate::format::{plural, printable};
@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let at = match args.command {
         Verb::Cancel => 0,
-        _ => args.at_step.unwrap_or_else(|| clients.iter().map(Client::step).max().unwrap_or(0) + LEAD),
+        _ => args.at_step.map_or_else(|| soon(&clients), Ok)?,
     };
     send(&mut clients, &args.command.command(), at)?;
     let answers = answers(&clients, Duration::from_secs(args.timeout), at)?;
@@ -128,6 +128,13 @@ pub fn run(args: &Args) -> Result<()> {
         writeln!(out, "  {}", printable(remark))?;
     }
     Ok(())
+}
+
+/// The step before which all ranks can do it.
+fn soon(clients: &[Client]) -> Result<u64> {
+    let step = clients.iter().map(Client::step).max().unwrap_or(0);
+    step.checked_add(LEAD)
+        .ok_or_else(|| anyhow!("a rank says that it is at step {step}, which none can be; its page is damaged"))
 }
 
 /// The first and the last step before which something was carried out.
@@ -170,18 +177,26 @@ fn ranks(args: &Args) -> Result<Ranks> {
     let Some(first) = clients.first().map(|client| client.identity().clone()) else {
         bail!("all runs called `{}` have ended", args.run);
     };
-    let belongs = |client: &Client| (&client.identity().job, client.identity().world) == (&first.job, first.world);
-    if !clients.iter().all(belongs) {
+    let belongs = |identity: &Identity| (&identity.job, identity.world) == (&first.job, first.world);
+    if !clients.iter().all(|client| belongs(client.identity())) {
         bail!("`{}` fits several jobs; name a rank of one of them: `forgetscope ls` lists them", args.run);
     }
     let running = others.iter().filter(|ring| ring.state == WriterState::Running && ring.header.world == first.world);
     let mut strangers = Vec::new();
     for ring in running {
-        match open(ring) {
-            Ok(client) if belongs(&client) => clients.push(client),
-            Ok(client) if client.identity().world == first.world => strangers.push(client.identity().rank),
+        // Somebody else may be talking to another job.
+        let client = match Client::look(&ring.path, ring.header.instance) {
+            Ok(identity) if belongs(&identity) => open(ring),
+            Ok(identity) => {
+                strangers.extend((identity.world == first.world).then_some(identity.rank));
+                continue;
+            }
+            Err(error) => Err(error),
+        };
+        match client {
+            Ok(client) => clients.push(client),
             // Runs of other trainers, some of which take no commands.
-            Ok(_) | Err(ControlError::Missing { .. } | ControlError::Ended { .. } | ControlError::Unusable { .. }) => {}
+            Err(ControlError::Missing { .. } | ControlError::Ended { .. } | ControlError::Unusable { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }

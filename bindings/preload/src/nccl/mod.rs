@@ -10,10 +10,10 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::boundary::{around, whatever};
-use crate::engine::{self, Buffer, Collective, Member};
-use crate::memory::DType;
+use crate::engine::{self, Collective};
+use crate::memory::{Buffer, DType};
 use crate::real::{Library, Real, c_name, call, interpose};
-use crate::signature::Kind;
+use crate::signature::{Communicator, Kind};
 use crate::watch;
 
 type Handle = usize;
@@ -39,14 +39,16 @@ fn is_sum(op: c_int) -> bool {
     op == 0 || op >= 4
 }
 
-/// This process in a communicator. Which rank of the job is its first is not known.
-fn member(communicator: Handle) -> Option<Member> {
+/// The communicator with this handle: two loads in NCCL. Which rank of the job is its first is not known.
+fn communicator(handle: Handle) -> Option<Communicator> {
     static RANK: Real = Real::new(Library::Nccl, c"ncclCommUserRank", Some(c"pncclCommUserRank"));
     static SIZE: Real = Real::new(Library::Nccl, c"ncclCommCount", Some(c"pncclCommCount"));
-    let (mut rank, mut size): (c_int, c_int) = (0, 0);
-    let status = call!(RANK, MISSING, (communicator, &mut rank): (Handle, *mut c_int));
-    let status = status | call!(SIZE, MISSING, (communicator, &mut size): (Handle, *mut c_int));
-    (status == 0).then_some(Member { rank: rank as u32, size: size as u32, first: None })
+    let number = |real: &Real| {
+        let mut number: c_int = 0;
+        let status = call!(real, MISSING, (handle, &mut number): (Handle, *mut c_int));
+        u32::try_from(number).ok().filter(|_| status == 0)
+    };
+    Some(Communicator { handle, rank: number(&RANK)?, size: number(&SIZE)?, first: None })
 }
 
 /// A collective that was called, as it is noted within a group.
@@ -73,17 +75,18 @@ impl Called {
         if capture::is_going_on(self.stream) {
             return;
         }
+        let Some(communicator) = communicator(self.communicator) else {
+            watch::left_out(0);
+            return;
+        };
         let each = self.count as u64;
-        let (mut count, mut local) = (each, 0..each);
-        if self.is_per_rank {
-            let Some(member) = member(self.communicator) else { return };
-            count = each * u64::from(member.size);
-            let first = each * u64::from(member.rank);
-            local = if self.kind == Kind::Reduce { first..first + each } else { 0..count };
-        }
-        let buffer = Buffer { address: self.address as usize, local, dtype, stream: self.stream, is_measured: false };
-        let collective = Collective { kind: self.kind, communicator: self.communicator, count, buffer, member };
-        engine::issued(collective, true);
+        let count = if self.is_per_rank { each * u64::from(communicator.size) } else { each };
+        let is_scattered = self.is_per_rank && self.kind == Kind::Reduce;
+        let first = each * u64::from(communicator.rank);
+        let local = if is_scattered { first..first + each } else { 0..count };
+        let (address, stream) = (self.address as usize, self.stream);
+        let buffer = Buffer { library: Library::Nccl, address, local, dtype, stream, is_measured: false };
+        engine::issued(Collective { kind: self.kind, is_scattered, communicator, count, buffer }, true);
     }
 }
 
@@ -97,17 +100,19 @@ fn collective(real: impl FnOnce() -> c_int, called: impl FnOnce() -> Option<Call
                 None => watch::left_out(0),
             }
         }
-        IN_PROGRESS => say_that_it_does_not_block(),
+        IN_PROGRESS => {
+            watch::seen();
+            say_that_it_does_not_block(1);
+        }
         _ => {}
     })
 }
 
-/// The collective is enqueued at some later time, which nobody tells.
+/// Collectives are enqueued at some later time, which nobody tells.
 #[cold]
-fn say_that_it_does_not_block() {
+fn say_that_it_does_not_block(collectives: usize) {
     static SAID: AtomicBool = AtomicBool::new(false);
-    watch::seen();
-    watch::left_out(0);
+    (0..collectives).for_each(|_| watch::left_out(0));
     if !SAID.swap(true, Ordering::Relaxed) {
         say!("an NCCL communicator does not block; its collectives are not measured");
     }
@@ -153,9 +158,11 @@ interpose! {
 
     fn ncclGroupEnd() => |real| whatever(real, |status| {
         let called = group::end();
-        // After a failure nothing of it is known to be enqueued.
-        if status == 0 {
-            called.into_iter().for_each(Called::enqueued);
+        match status {
+            0 => called.into_iter().for_each(Called::enqueued),
+            IN_PROGRESS if !called.is_empty() => say_that_it_does_not_block(called.len()),
+            // After a failure nothing of it is known to be enqueued.
+            _ => (0..called.len()).for_each(|_| watch::left_out(0)),
         }
     });
 }

@@ -8,8 +8,9 @@
 //! counted once they are known. A sequence that changes (PyTorch's DDP rebuilds its buckets after the first iteration) is
 //! lost, looked for anew, and the count goes on.
 //!
-//! Cost while following: one comparison.
+//! Cost while following: one comparison. While looking: microseconds, of which [`bursts`] says how long.
 
+mod bursts;
 mod matching;
 mod period;
 mod repeats;
@@ -17,16 +18,17 @@ mod search;
 
 #[cfg(test)]
 pub use period::Identity;
-pub use period::{Event, Kind, Period};
+pub use period::{Communicator, Event, Kind, Period};
 pub use repeats::LONGEST;
 
+use bursts::{BURST, Bursts, Turn};
 use matching::{Matched, Matching};
 use search::{PROBATION, Search};
 
 /// Collectives of other kinds in a row, beyond four periods, after which a sequence counts as lost.
 const STRANGERS: usize = 64;
 /// Collectives without a period after which that is said.
-const PATIENCE: u64 = 10_000;
+const PATIENCE: u64 = BURST;
 
 /// Where a collective belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,7 @@ enum State {
 #[derive(Debug)]
 struct Searching {
     search: Search,
+    bursts: Bursts,
     /// Buckets of the layout that came one after the other.
     matching: Option<Matching>,
 }
@@ -93,24 +96,37 @@ struct Following {
     is_whole: bool,
     /// Collectives in a row that do not belong to the period.
     strangers: Vec<Event>,
+    /// The latest of them may be what was expected, in a buffer that has moved: what comes next tells.
+    has_moved: bool,
     /// Collectives in a row that fitted; beyond [`PROBATION`] the period is trusted.
     credit: u64,
     /// Steps before the first of them.
     since: u64,
 }
 
+impl Searching {
+    fn with(search: Search) -> State {
+        State::Searching(Box::new(Self { search, bursts: Bursts::new(), matching: None }))
+    }
+}
+
+impl Following {
+    fn new(period: Period, position: usize, credit: u64, since: u64) -> Self {
+        Self { period, position, is_whole: false, strangers: Vec::new(), has_moved: false, credit, since }
+    }
+}
+
 impl Signature {
     pub fn new(prior: Prior) -> Self {
-        let search = Search::new(prior.length);
-        let state = State::Searching(Box::new(Searching { search, matching: None }));
+        let state = Searching::with(Search::new(prior.length));
         Self { prior, state, steps: 0, generation: 0, events: 0, is_hopeless: false, news: Vec::new() }
     }
 
-    /// The sequence that is followed, if one is; of a layout's first step only the buckets are known.
+    /// The sequence that is followed, if one is.
     pub fn period(&self) -> Option<&Period> {
         match &self.state {
             State::Following(following) => Some(&following.period),
-            State::Searching(searching) => searching.matching.as_ref().map(Matching::period),
+            State::Searching(_) => None,
         }
     }
 
@@ -139,13 +155,31 @@ impl Signature {
 
     fn follow(&mut self, event: Event) -> Verdict {
         let State::Following(following) = &mut self.state else { return Verdict::Outside };
-        let Following { period, position, is_whole, strangers, credit, since } = following;
+        let Following { period, position, is_whole, strangers, has_moved, credit, since } = following;
+        let has_broken = std::mem::take(has_moved) && {
+            let moved = strangers[strangers.len() - 1];
+            // It was what was expected if the sequence goes on behind it.
+            let behind = (*position + 1) % period.len();
+            let goes_on = if behind == *position { event == moved } else { period.takes(behind, &event) };
+            if goes_on {
+                period.moves(*position, moved);
+                *position = behind;
+                self.steps += u64::from(behind == 0);
+                // It was not looked at while it was there.
+                *is_whole = false;
+            }
+            goes_on
+        };
         if period.takes(*position, &event) {
             *credit += 1;
             strangers.clear();
             let place = Verdict::Part { step: self.steps, position: *position };
             *is_whole |= *position == 0;
-            let verdict = if *is_whole { place } else { Verdict::Outside };
+            let verdict = match *is_whole {
+                true => place,
+                false if has_broken => Verdict::Lost,
+                false => Verdict::Outside,
+            };
             *position += 1;
             if *position == period.len() {
                 *position = 0;
@@ -153,27 +187,33 @@ impl Signature {
             }
             return verdict;
         }
-        let is_noise =
-            *credit > PROBATION && !period.knows(&event) && strangers.len() < STRANGERS.max(4 * period.len());
+        *has_moved = period.could_take(*position, &event);
+        let is_trusted = *credit > PROBATION || *has_moved && strangers.is_empty();
+        let is_noise = is_trusted && !period.knows(&event) && strangers.len() < STRANGERS.max(4 * period.len());
         if is_noise {
             strangers.push(event);
             return Verdict::Outside;
         }
         let mut search = Search::after(period, *position, *credit, *since, self.prior.length);
         strangers.iter().for_each(|&stranger| search.remember(stranger));
-        self.state = State::Searching(Box::new(Searching { search, matching: None }));
+        self.state = Searching::with(search);
         self.generation += 1;
         // The collective may begin a step of the layout.
-        match self.look(event) {
-            Verdict::Outside => Verdict::Lost,
-            begun => begun,
-        }
+        self.look(event);
+        Verdict::Lost
     }
 
     fn look(&mut self, event: Event) -> Verdict {
         let State::Searching(searching) = &mut self.state else { return Verdict::Outside };
         self.events += 1;
-        let found = searching.search.push(event);
+        let found = match searching.bursts.next() {
+            Turn::Pause => None,
+            Turn::Search => searching.search.push(event),
+            Turn::SearchAnew => {
+                searching.search = Search::new(self.prior.length);
+                searching.search.push(event)
+            }
+        };
         if let Some(buckets) = &self.prior.buckets {
             let matching = searching.matching.take();
             let was_matching = matching.is_some();
@@ -185,25 +225,15 @@ impl Signature {
                 matched => matched,
             };
             match matched {
-                Matched::Bucket(matching, position) => {
-                    searching.matching = Some(matching);
-                    self.generation += u64::from(position == 0);
-                    return Verdict::Part { step: self.steps, position };
-                }
-                Matched::Nothing(matching) => {
+                Matched::Part(matching) => {
                     searching.matching = Some(matching);
                     return Verdict::Outside;
                 }
                 Matched::Again(period) => {
                     // The collective begins the second step.
                     self.steps += 1;
-                    let (credit, since) = (PROBATION + 1, self.steps);
-                    self.enter(Following { period, position: 0, is_whole: true, strangers: Vec::new(), credit, since });
+                    self.enter(Following::new(period, 0, PROBATION + 1, self.steps));
                     return self.follow(event);
-                }
-                Matched::Lost if was_matching && found.is_none() => {
-                    self.generation += 1;
-                    return Verdict::Lost;
                 }
                 Matched::Lost => {}
             }
@@ -222,10 +252,8 @@ impl Signature {
         }
         let since = found.since.unwrap_or(self.steps);
         self.steps = since + found.completed;
-        let (period, position, credit) = (found.period, found.position, found.credit);
-        self.enter(Following { period, position, is_whole: false, strangers: Vec::new(), credit, since });
-        // A step of the layout may have begun.
-        Verdict::Lost
+        self.enter(Following::new(found.period, found.position, found.credit, since));
+        Verdict::Outside
     }
 
     fn enter(&mut self, following: Following) {

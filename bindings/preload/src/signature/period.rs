@@ -11,12 +11,24 @@ pub enum Kind {
     Gather,
 }
 
+/// A communicator, and this process in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Communicator {
+    /// As a number. A handle that was freed may come again for another communicator.
+    pub handle: usize,
+    pub rank: u32,
+    pub size: u32,
+    /// The communicator's first rank, as a rank of the job; `None` where that is not known.
+    pub first: Option<u32>,
+}
+
 /// A collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
     pub kind: Kind,
-    /// The handle, as a number.
-    pub communicator: usize,
+    /// A reduction that leaves each rank a part of its own.
+    pub is_scattered: bool,
+    pub communicator: Communicator,
     /// Elements of all ranks together.
     pub count: u64,
     /// Any number that differs where data types do.
@@ -80,17 +92,27 @@ impl Period {
         self.events.iter().filter(|event| event.kind == Kind::Reduce)
     }
 
-    /// The event is the one that is expected at `position`. A buffer that has moved is found again.
+    /// The event is the one that is expected at `position`.
     pub fn takes(&mut self, position: usize, event: &Event) -> bool {
-        let expected = self.events[position];
-        if expected == *event {
-            return true;
+        let expected = &mut self.events[position];
+        let is_taken = match self.identity {
+            Identity::Address => expected == event,
+            Identity::Shape => expected.is_like(event),
+        };
+        if is_taken {
+            *expected = *event;
         }
-        let has_moved = expected.is_like(event) && (self.identity == Identity::Shape || !self.events.contains(event));
-        if has_moved {
-            self.events[position].address = event.address;
-        }
-        has_moved
+        is_taken
+    }
+
+    /// The event may be the one that is expected at `position`, in a buffer that has moved: or something else of that size.
+    pub fn could_take(&self, position: usize, event: &Event) -> bool {
+        self.identity == Identity::Address && self.events[position].is_like(event) && !self.events.contains(event)
+    }
+
+    /// The buffer at `position` is where that of the event is.
+    pub fn moves(&mut self, position: usize, event: Event) {
+        self.events[position] = event;
     }
 
     /// The event belongs to the period, if not at the position that is expected.

@@ -3,12 +3,14 @@
 use super::*;
 use proptest::prelude::*;
 
+const ALL: Communicator = Communicator { handle: 7, rank: 0, size: 2, first: Some(0) };
+
 fn reduce(count: u64, address: usize) -> Event {
-    Event { kind: Kind::Reduce, communicator: 7, count, dtype: 1, address }
+    Event { kind: Kind::Reduce, is_scattered: false, communicator: ALL, count, dtype: 1, address }
 }
 
 fn gather(count: u64, address: usize) -> Event {
-    Event { kind: Kind::Gather, communicator: 7, count, dtype: 1, address }
+    Event { kind: Kind::Gather, ..reduce(count, address) }
 }
 
 /// Buckets of these sizes at addresses of their own.
@@ -146,8 +148,57 @@ fn a_buffer_that_moves_later_is_found_again() {
     steps(&mut signature, vec![&step[..]; 10]);
     let generation = signature.generation();
     step[2].address = 77;
-    assert_eq!(taken_from(&steps(&mut signature, vec![&step[..]; 3])), Some((0, 10)));
+    // The first time it may be anything of that size.
+    let verdicts: Vec<Verdict> = step.iter().map(|&event| signature.observe(event)).collect();
+    let part = |position| Verdict::Part { step: 10, position };
+    assert_eq!(verdicts, [part(0), part(1), Verdict::Outside, Verdict::Lost]);
+    assert_eq!(taken_from(&steps(&mut signature, vec![&step[..]; 3])), Some((0, 11)));
     assert_eq!((signature.period().unwrap().events(), signature.generation()), (&step[..], generation));
+}
+
+/// An average of weights is reduced after every 50 steps: of the same size as the flat gradient, in a buffer of its own.
+#[test]
+fn another_buffer_of_the_same_size_is_no_bucket() {
+    let mut signature = signature();
+    let mut number = 0;
+    for n in 0..2000 {
+        match signature.observe(reduce(8192, 1)) {
+            Verdict::Part { step, .. } => number = step,
+            verdict => assert!(verdict == Verdict::Outside && n < 16 || verdict == Verdict::Lost && n == 15, "{n}"),
+        }
+        if n % 50 == 49 {
+            assert_eq!(signature.observe(reduce(8192, 2)), Verdict::Outside);
+        }
+    }
+    assert_eq!(number, 1999);
+    // The gradient itself moves.
+    assert_eq!(signature.observe(reduce(8192, 3)), Verdict::Outside);
+    assert_eq!(signature.observe(reduce(8192, 3)), Verdict::Part { step: 2001, position: 0 });
+}
+
+/// Which rank this process is decides what is measured: another communicator with the handle of one that was freed.
+#[test]
+fn a_handle_that_comes_again_is_another_communicator() {
+    let step = buckets(&[5000, 4000]);
+    let mut signature = signature();
+    steps(&mut signature, vec![&step[..]; 20]);
+    let generation = signature.generation();
+    let again: Vec<Event> =
+        step.iter().map(|&event| Event { communicator: Communicator { rank: 1, ..ALL }, ..event }).collect();
+    let taken = steps(&mut signature, vec![&again[..]; 40]);
+    assert!(taken[0].is_none() && taken[39].is_some() && signature.generation() > generation, "{taken:?}");
+}
+
+/// Where nothing repeats, nothing is looked for most of the time; a sequence that begins later is found all the same.
+#[test]
+fn a_sequence_that_begins_late_is_found() {
+    let mut signature = signature();
+    (0..5 * BURST).for_each(|n| _ = signature.observe(reduce(1000 + n, n as usize)));
+    let step = buckets(&[5000, 4000, 4000]);
+    for _ in 0..5 * BURST / 3 {
+        step.iter().for_each(|&event| _ = signature.observe(event));
+    }
+    assert_eq!(signature.period().map(Period::len), Some(3));
 }
 
 #[test]
@@ -173,13 +224,13 @@ fn the_number_of_collectives_may_be_given() {
 }
 
 #[test]
-fn a_layout_needs_no_evidence() {
+fn a_layout_needs_one_step() {
     let counts = vec![5000, 4000, 4000];
     let mut step = buckets(&counts);
     let mut signature = Signature::new(Prior { length: None, buckets: Some(counts) });
     signature.observe(gather(5000, 1));
-    // The first step, of which only the buckets are known.
-    assert_eq!(steps(&mut signature, [&step[..]]), [Some(0)]);
+    // The first step, of which only sizes are known.
+    assert_eq!(steps(&mut signature, [&step[..]]), [None]);
     for event in [gather(5000, 1), gather(8000, 2)] {
         assert_eq!(signature.observe(event), Verdict::Outside);
         step.push(event);
@@ -193,10 +244,10 @@ fn a_step_of_a_layout_that_is_cut_short_is_lost() {
     let counts = vec![5000, 4000, 3000];
     let step = buckets(&counts);
     let mut signature = Signature::new(Prior { length: None, buckets: Some(counts) });
-    assert_eq!(signature.observe(step[0]), Verdict::Part { step: 0, position: 0 });
-    assert_eq!(signature.observe(reduce(2222, 9)), Verdict::Outside, "of something else");
-    assert_eq!(signature.observe(step[2]), Verdict::Lost);
-    assert_eq!(taken_from(&steps(&mut signature, vec![&step[..]; 3])), Some((0, 0)));
+    for event in [step[0], reduce(2222, 9), step[2]] {
+        assert_eq!(signature.observe(event), Verdict::Outside);
+    }
+    assert_eq!(taken_from(&steps(&mut signature, vec![&step[..]; 3])), Some((1, 1)), "the first whole one is 0");
 }
 
 #[test]
@@ -314,7 +365,7 @@ proptest! {
         let mut last: Option<(u64, usize)> = None;
         for (kind, count, address) in events {
             let kind = if kind == 0 { Kind::Reduce } else { Kind::Gather };
-            let event = Event { kind, communicator: 0, count, dtype: 0, address };
+            let event = Event { kind, ..reduce(count, address) };
             match signature.observe(event) {
                 Verdict::Part { step, position } => {
                     if let Some((before, at)) = last {

@@ -42,14 +42,26 @@ static ncclResult_t copy_on(cudaStream_t stream, const void *send, void *receive
     return copy((uint64_t)(uintptr_t)receive, (uint64_t)(uintptr_t)send, bytes, stream) ? ncclInvalidArgument : ncclSuccess;
 }
 
+/* Which of several copies this is: its sums are so many times what they should be. */
+#ifndef COPY
+#define COPY 1
+#endif
+/* What the end of a group answers where communicators do not block. */
+#ifndef END_OF_GROUP
+#define END_OF_GROUP ncclSuccess
+#endif
+
 #define WEAK(name) extern __typeof__(p##name) name __attribute__((weak, alias("p" #name)))
+
+/* Nobody stands before it. */
+ncclResult_t ncclGetVersion(int *version) { return *version = COPY, ncclSuccess; }
 
 ncclResult_t pncclCommCount(ncclComm_t comm, int *count) { return *count = comm ? comm->ranks : 1, ncclSuccess; }
 WEAK(ncclCommCount);
 ncclResult_t pncclCommUserRank(ncclComm_t comm, int *rank) { return *rank = comm ? comm->rank : 0, ncclSuccess; }
 WEAK(ncclCommUserRank);
 
-static float factor(ncclRedOp_t op, ncclComm_t comm) { return op == ncclSum ? (float)comm->ranks : 1; }
+static float factor(ncclRedOp_t op, ncclComm_t comm) { return (float)COPY * (op == ncclSum ? (float)comm->ranks : 1); }
 
 ncclResult_t pncclAllReduce(const void *send, void *receive, size_t count, ncclDataType_t datatype, ncclRedOp_t op,
                             ncclComm_t comm, cudaStream_t stream) {
@@ -97,6 +109,6 @@ ncclResult_t pncclGroupEnd(void) {
     if (--depth > 0) return ncclSuccess;
     for (int i = 0; i < count_waiting; ++i) run(waiting[i]);
     count_waiting = 0;
-    return ncclSuccess;
+    return END_OF_GROUP;
 }
 WEAK(ncclGroupEnd);

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test uses a part of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -120,10 +120,14 @@ impl Mpi {
         directory.join(name)
     }
 
-    /// A program of tests/c.
+    /// A program of tests/c, compiled once.
     pub fn program(self, name: &str) -> PathBuf {
+        static COMPILED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
         let _turn = turn();
         let program = self.directory().join(name);
+        if !COMPILED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(program.clone()) {
+            return program;
+        }
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name).with_extension("c");
         let mut compiler = Command::new(format!("mpicc.{}", self.suffix()));
         compiler.args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-O1"]);

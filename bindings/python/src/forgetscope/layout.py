@@ -1,8 +1,9 @@
 """Layout files: which tensors lie where in the buckets that a data-parallel trainer reduces.
 
 The preload library sees buckets without names; a layout file gives them names, roles and heads.
-DistributedDataParallel makes its buckets anew after the first step, so the file is written after two steps or more of
-a short run of its own:
+
+PyTorch's DistributedDataParallel makes its buckets anew after the first step, so the file is written after two steps or
+more of a short run of its own:
 
     layout = forgetscope.layout.from_ddp(ddp_model)
     ...                                              # two or more steps
@@ -10,6 +11,12 @@ a short run of its own:
 
 It looks through a communication hook, which makes the same mean as DDP does without one, and of which a model can have
 only one.
+
+Megatron's has its buckets from the beginning:
+
+    forgetscope.layout.from_megatron(chunk).write(f"layout-{rank}.json")
+
+Ranks of other pipeline stages and other parts of tensors have other layouts; FGS_PRELOAD_LAYOUT names each rank's own.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -28,6 +35,9 @@ from ._library import Error, invalid
 from .names import ROLE_NAMES
 from .torch.parameters import Measured, measured_parameters
 from .torch.rules import Rules, load_rules
+
+if TYPE_CHECKING:
+    from .megatron.parallel import Parallel
 
 
 def from_ddp(model: nn.parallel.DistributedDataParallel, *, rules: Rules | None = None) -> DdpLayout:
@@ -72,9 +82,7 @@ class DdpLayout:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the layout file."""
-        text = json.dumps(self.as_dict(), indent=1)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        _write(self.as_dict(), path)
 
     def _bucket(self, parameters: list[nn.Parameter]) -> dict[str, Any]:
         tensors, offset = [], 0
@@ -85,6 +93,73 @@ class DdpLayout:
                 within += tensors[-1]["numel"]
             offset += parameter.numel()
         return {"numel": offset, "tensors": tensors}
+
+
+def from_megatron(chunk: Any, *, parallel: Parallel | None = None, is_of_experts: bool = False) -> MegatronLayout:
+    """The buckets of a chunk, a Megatron-Core DistributedDataParallel, in the order in which it reduces them.
+
+    `is_of_experts`: those of the experts instead, which other ranks reduce (FGS_PRELOAD_RANKS tells them apart).
+    `parallel`: where this process stands; as Megatron says.
+    """
+    from .megatron.heads import head_map
+    from .megatron.names import names_and_layers, role_of, with_expert
+    from .megatron.parallel import Parallel
+
+    if not hasattr(chunk, "buffers") or callable(chunk.buffers):
+        raise invalid(f"chunk: a {type(chunk).__name__} is no DistributedDataParallel of Megatron-Core")
+    parallel = Parallel.of_megatron() if parallel is None else parallel
+    config = chunk.config
+    names, layers = names_and_layers(chunk)
+    rank, size = parallel.expert_tensor if is_of_experts else parallel.tensor
+    buckets = []
+    for buffer in chunk.expert_parallel_buffers if is_of_experts else chunk.buffers:
+        tensors: list[list[dict[str, Any]]] = [[] for _ in buffer.buckets]
+        for parameter, (start, end, number) in buffer.param_index_map.items():
+            name, expert = names[parameter], None
+            if is_of_experts:
+                name, expert = with_expert(name, int(config.num_moe_experts), parallel.expert)
+            is_split = bool(getattr(parameter, "tensor_model_parallel", False)) and size > 1
+            role = role_of(name)
+            heads = head_map(role, parameter, config, (rank, size) if is_split else (0, 1))
+            tensor: dict[str, Any] = {
+                "name": f"{name}@tp{rank}" if is_split else name,
+                "offset": start - buffer.buckets[number].offset,
+                "numel": end - start,
+                "shape": list(parameter.shape),
+                "layer": layers.get(parameter),
+                "expert": expert,
+                **heads,
+            }
+            if role is not None:
+                tensor["role"] = ROLE_NAMES[role]
+            if heads:
+                tensor["head_layout"] = heads["head_layout"].name.lower()
+            tensors[number].append({field: value for field, value in tensor.items() if value is not None})
+        for bucket, members in zip(buffer.buckets, tensors, strict=True):
+            members.sort(key=lambda tensor: tensor["offset"])
+            buckets.append({"numel": bucket.grad_data.numel(), "tensors": members})
+    return MegatronLayout({"version": 1, "buckets": buckets})
+
+
+@dataclass(frozen=True)
+class MegatronLayout:
+    """The buckets of a chunk."""
+
+    _content: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the layout file."""
+        return dict(self._content)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the layout file."""
+        _write(self.as_dict(), path)
+
+
+def _write(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    text = json.dumps(content, indent=1)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def _tensor(entry: Measured, offset: int) -> dict[str, Any]:
