@@ -129,6 +129,8 @@ class Job:
                 use_distributed_optimizer=layout.is_distributed,
                 num_distributed_optimizer_instances=layout.instances,
                 grad_reduce_in_fp32=True,
+                # Without it there is one bucket.
+                overlap_grad_reduce=True,
                 bucket_size=4000,
             ),
             Float16Module(self.config, model) if any(half.values()) else model,
@@ -150,7 +152,7 @@ class Job:
             ),
             [self.chunk],
         )
-        self.config.grad_scale_func = self.optimizer.scale_loss
+        self.config.grad_scale_func, self.config.no_sync_func = self.optimizer.scale_loss, self.chunk.no_sync
 
     @torch.no_grad()
     def _fill(self) -> None:

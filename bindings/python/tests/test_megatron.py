@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import records_of, spawn
-from forgetscope import megatron
+from forgetscope import layout, megatron
 from forgetscope.megatron.names import role_of, with_expert
 from forgetscope.megatron.parallel import Parallel
 from megatron_on_cpu import STEPS, Job, Layout, train_twice, without_cuda
@@ -241,8 +241,8 @@ def test_what_others_put_around_the_update_stays(job):
 
 def test_copies_of_the_config_are_plain(job):
     plain = type(job.config)
-    # The optimizer's, which cannot be copied.
-    job.config.grad_scale_func = None
+    # The optimizer's and the chunk's, which cannot be copied.
+    job.config.grad_scale_func = job.config.no_sync_func = None
     job.config.finalize_model_grads_func = finalized
     scope = megatron.attach(job.chunk, job.optimizer, every=1)
     config = job.config
@@ -293,6 +293,27 @@ def test_what_cannot_be_measured_is_said(job, monkeypatch):
     monkeypatch.setattr(job.chunk.buffers[0], "ddp_config", bare)
     with pytest.raises(forgetscope.Error, match="several instances of the distributed optimizer"):
         megatron.attach(job.chunk, job.optimizer)
+
+
+def test_layouts_say_where_gradients_lie_in_buckets(job):
+    content = layout.from_megatron(job.chunk).as_dict()
+    parameters = {name.removeprefix("module."): p for name, p in job.chunk.module.named_parameters()}
+    buckets = [bucket for buffer in job.chunk.buffers for bucket in buffer.buckets]
+    assert [bucket["numel"] for bucket in content["buckets"]] == [bucket.grad_data.numel() for bucket in buckets]
+    assert len(buckets) > 1
+    seen = set()
+    for described, bucket in zip(content["buckets"], buckets, strict=True):
+        for tensor in described["tensors"]:
+            gradient = parameters[tensor["name"]].main_grad
+            assert tensor["shape"] == list(gradient.shape) and tensor["numel"] == gradient.numel()
+            assert bucket.grad_data[tensor["offset"] :].data_ptr() == gradient.data_ptr()
+            seen.add(tensor["name"])
+            if tensor["name"].endswith("linear_qkv.weight"):
+                assert (tensor["role"], tensor["heads"], tensor["kv_heads"]) == ("qkv", 4, 2)
+                assert tensor["head_layout"] == "interleaved"
+    assert seen == parameters.keys()
+    with pytest.raises(forgetscope.Error, match="chunk: a Linear is no DistributedDataParallel"):
+        layout.from_megatron(nn.Linear(2, 2))
 
 
 def test_names_that_this_model_does_not_have():

@@ -101,39 +101,29 @@ def from_megatron(chunk: Any, *, parallel: Parallel | None = None, is_of_experts
     `is_of_experts`: those of the experts instead, which other ranks reduce (FGS_PRELOAD_RANKS tells them apart).
     `parallel`: where this process stands; as Megatron says.
     """
-    from .megatron.heads import head_map
-    from .megatron.names import names_and_layers, role_of, with_expert
     from .megatron.parallel import Parallel
+    from .megatron.parameters import descriptions
 
-    if not hasattr(chunk, "buffers") or callable(chunk.buffers):
+    if not isinstance(getattr(chunk, "buffers", None), list):
         raise invalid(f"chunk: a {type(chunk).__name__} is no DistributedDataParallel of Megatron-Core")
-    parallel = Parallel.of_megatron() if parallel is None else parallel
-    config = chunk.config
-    names, layers = names_and_layers(chunk)
-    rank, size = parallel.expert_tensor if is_of_experts else parallel.tensor
+    described = descriptions(chunk, chunk.config, Parallel.of_megatron() if parallel is None else parallel)
     buckets = []
     for buffer in chunk.expert_parallel_buffers if is_of_experts else chunk.buffers:
         tensors: list[list[dict[str, Any]]] = [[] for _ in buffer.buckets]
         for parameter, (start, end, number) in buffer.param_index_map.items():
-            name, expert = names[parameter], None
-            if is_of_experts:
-                name, expert = with_expert(name, int(config.num_moe_experts), parallel.expert)
-            is_split = bool(getattr(parameter, "tensor_model_parallel", False)) and size > 1
-            role = role_of(name)
-            heads = head_map(role, parameter, config, (rank, size) if is_split else (0, 1))
+            one = described[parameter]
             tensor: dict[str, Any] = {
-                "name": f"{name}@tp{rank}" if is_split else name,
+                "name": one.name,
                 "offset": start - buffer.buckets[number].offset,
                 "numel": end - start,
                 "shape": list(parameter.shape),
-                "layer": layers.get(parameter),
-                "expert": expert,
-                **heads,
+                "role": None if one.role is None else ROLE_NAMES[one.role],
+                "layer": one.layer,
+                "expert": one.expert,
+                **one.heads,
             }
-            if role is not None:
-                tensor["role"] = ROLE_NAMES[role]
-            if heads:
-                tensor["head_layout"] = heads["head_layout"].name.lower()
+            if one.heads:
+                tensor["head_layout"] = one.heads["head_layout"].name.lower()
             tensors[number].append({field: value for field, value in tensor.items() if value is not None})
         for bucket, members in zip(buffer.buckets, tensors, strict=True):
             members.sort(key=lambda tensor: tensor["offset"])

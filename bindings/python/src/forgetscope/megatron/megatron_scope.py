@@ -104,16 +104,17 @@ class MegatronScope(Attached):
             self._reference = None
 
     def _bind(self, parameter: LocalParameter) -> None:
-        if parameter.role is None:
-            self.unclassified.append(parameter.name)
+        one = parameter.described
+        if one.role is None:
+            self.unclassified.append(one.name)
         number = self.scope.register(
-            parameter.name,
+            one.name,
             shape=parameter.shape,
-            role=parameter.role or Role.OTHER,
-            layer=parameter.layer,
-            expert=parameter.expert,
+            role=one.role or Role.OTHER,
+            layer=one.layer,
+            expert=one.expert,
             replica=parameter.replica,
-            **parameter.heads,
+            **one.heads,
         )
         if parameter.replica:
             return
