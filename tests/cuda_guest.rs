@@ -12,7 +12,7 @@ use emulation_support::{on_device, under_double};
 use forgetscope::abi::fgs_data;
 use forgetscope::ring::Record;
 use forgetscope::scope::schema::{kind, level};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn new_stream() -> CUstream {
     let mut stream = std::ptr::null_mut();
@@ -233,6 +233,34 @@ fn what_is_bound_within_a_step_is_read_where_it_is() {
         let mut trainer = Trainer::new(0);
         trainer.is_moving = true;
         assert_same(&values(&run(trainer)), &expected);
+    });
+}
+
+/// Nor is a step made again from one in which something moved after it had been read.
+#[test]
+fn what_was_left_within_a_step_is_not_read_in_the_next() {
+    on_device("what_was_left_within_a_step_is_not_read_in_the_next", &[], || {
+        use_device(0);
+        let expected = values(&run(Trainer::new(0)));
+        let mut trainer = Trainer::new(0);
+        trainer.moves_in = Some(3);
+        assert_same(&values(&run(trainer)), &expected);
+    });
+}
+
+/// A tensor that is registered within a step is measured from the next one on.
+#[test]
+fn what_is_registered_within_a_step_is_measured_in_the_next() {
+    on_device("what_is_registered_within_a_step_is_measured_in_the_next", &[], || {
+        use_device(0);
+        let mut trainer = Trainer::new(0);
+        trainer.registers_in = Some(3);
+        let ended = run(trainer);
+        assert!(ended.refused.is_empty(), "{:?}", ended.refused);
+        let is_its_gradient = |record: &&Record| record.kind == kind::GRADIENT && record.tensor == 1;
+        let steps: BTreeSet<u64> = ended.records.iter().filter(is_its_gradient).map(|record| record.step).collect();
+        let last = ended.records.iter().map(|record| record.step).filter(|&step| step < u64::MAX).max().expect("steps");
+        assert!(steps.iter().copied().eq(4..=last), "{steps:?}");
     });
 }
 

@@ -43,7 +43,7 @@ impl Front {
         self.changes += 1;
     }
 
-    fn changes(&self) -> (u64, u64) {
+    pub(super) fn changes(&self) -> (u64, u64) {
         (self.changes, self.catalog.changes())
     }
 
@@ -63,8 +63,12 @@ impl Front {
         }
     }
 
-    /// A step that is complete, if it can be made again.
+    /// A step that is complete, if it can be made again: not if anything was bound after gradients were read, or registered
+    /// since the step began.
     pub(super) fn new_steady(&self, measured: &Measured, is_partial: bool) -> Option<Steady> {
+        if measured.changes != Some(self.changes()) || measured.due.len() != self.catalog.tensors.len() {
+            return None;
+        }
         let draft = &measured.draft;
         let [gradients] = &draft.gradients[..] else { return None };
         // Host memory has no recipes: nothing else is looked at.

@@ -60,6 +60,10 @@ pub struct Trainer {
     /// In each step gradients get other memory before they are read, and parameters in the update. What they leave holds
     /// NaN.
     pub is_moving: bool,
+    /// Parameters get other memory in the update of this step, and nothing moves otherwise.
+    pub moves_in: Option<u64>,
+    /// The second tensor is registered when this step has begun.
+    pub registers_in: Option<u64>,
     spare: Option<[Vec<Bytes>; 2]>,
 }
 
@@ -108,6 +112,8 @@ impl Trainer {
             is_patient: true,
             may_fail: false,
             is_moving: false,
+            moves_in: None,
+            registers_in: None,
             spare: None,
         }
     }
@@ -216,39 +222,44 @@ impl Trainer {
         let mut scope = std::ptr::null_mut();
         self.call("fgs_open", |_, _| unsafe { fgs_open(&options, &mut scope) });
         self.scope = scope;
-        for (k, name) in NAMES.iter().enumerate() {
-            let numel = SHAPES[k].iter().product::<i64>() as u64;
-            let tensor = fgs_tensor {
-                size: size_of::<fgs_tensor>() as u32,
-                magic: MAGIC,
-                name: name.as_ptr(),
-                numel,
-                rows: 0,
-                cols: 0,
-                role: 0,
-                layer: 0,
-                expert: -1,
-                group: 0,
-                head_layout: 0,
-                head_axis: u32::MAX,
-                head_count: 0,
-                kv_head_count: 0,
-                head_offset: 0,
-                kv_head_offset: 0,
-                flags: 0,
-                replica: 0,
-                tied_to: u32::MAX,
-                layer_count: 1,
-            };
-            let mut id = 0;
-            // SAFETY: the tensor is whole, its name terminated.
-            self.call("fgs_register", |scope, _| unsafe { fgs_register(scope, &tensor, &mut id) });
-            for (which, data) in [fgs_data::FGS_GRAD, fgs_data::FGS_PARAM].into_iter().enumerate() {
-                let own = [&self.gradients, &self.parameters][which][k].as_ptr() as u64;
-                match self.device.as_ref().map(|device| device[which][k].address) {
-                    Some(address) => self.bind(k, data, (CUDA, self.ordinal), address),
-                    None => self.bind(k, data, (HOST, 0), own),
-                }
+        self.register(0);
+        if self.registers_in.is_none() {
+            self.register(1);
+        }
+    }
+
+    fn register(&mut self, k: usize) {
+        let numel = SHAPES[k].iter().product::<i64>() as u64;
+        let tensor = fgs_tensor {
+            size: size_of::<fgs_tensor>() as u32,
+            magic: MAGIC,
+            name: NAMES[k].as_ptr(),
+            numel,
+            rows: 0,
+            cols: 0,
+            role: 0,
+            layer: 0,
+            expert: -1,
+            group: 0,
+            head_layout: 0,
+            head_axis: u32::MAX,
+            head_count: 0,
+            kv_head_count: 0,
+            head_offset: 0,
+            kv_head_offset: 0,
+            flags: 0,
+            replica: 0,
+            tied_to: u32::MAX,
+            layer_count: 1,
+        };
+        let mut id = 0;
+        // SAFETY: the tensor is whole, its name terminated.
+        self.call("fgs_register", |scope, _| unsafe { fgs_register(scope, &tensor, &mut id) });
+        for (which, data) in [fgs_data::FGS_GRAD, fgs_data::FGS_PARAM].into_iter().enumerate() {
+            let own = [&self.gradients, &self.parameters][which][k].as_ptr() as u64;
+            match self.device.as_ref().map(|device| device[which][k].address) {
+                Some(address) => self.bind(k, data, (CUDA, self.ordinal), address),
+                None => self.bind(k, data, (HOST, 0), own),
             }
         }
     }
@@ -310,13 +321,17 @@ impl Trainer {
         let step = self.step;
         // SAFETY: the scope is open.
         self.call("fgs_step_begin", |scope, _| unsafe { fgs_step_begin(scope, step) });
+        if self.registers_in == Some(step) {
+            self.register(1);
+        }
         self.relocate(fgs_data::FGS_GRAD);
         // SAFETY: the scope is open; the tensors are the trainer's.
         self.call("fgs_gradients_ready", |scope, stream| unsafe { fgs_gradients_ready(scope, 0.5, 0, stream) });
     }
 
     fn relocate(&mut self, data: fgs_data) {
-        let (Some(device), Some(spare), true) = (&mut self.device, &mut self.spare, self.is_moving) else { return };
+        let moves = self.is_moving || matches!(data, fgs_data::FGS_PARAM) && self.moves_in == Some(self.step);
+        let (Some(device), Some(spare), true) = (&mut self.device, &mut self.spare, moves) else { return };
         let which = data as usize;
         std::mem::swap(&mut device[which], &mut spare[which]);
         spare[which].iter().for_each(|left| left.write(&vec![0xff; left.len]));
