@@ -22,6 +22,7 @@ DIST    := forgetscope-$(VERSION)-x86_64-linux-gnu
 TORCH   := $(BUILD)/torch/.ready
 NCCL    := $(BUILD)/nccl/.ready
 MPI4PY  := $(BUILD)/mpi4py/.ready
+LINTED  := bindings/python bindings/preload/tests/python examples/torch benches/python_overhead.py
 
 help:                ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -140,9 +141,9 @@ wheel: $(SETUP) $(TORCH) lib  ## build/wheel: the Python package with the librar
 test-python: $(SETUP) $(TORCH) lib  ## the tests of the Python package, with PyTorch
 	@FGS_LIB=$(abspath $(BUILD)/lib) $(BUILD)/torch/bin/python -m pytest -q bindings/python
 
-lint-python: $(TORCH)  ## format, lints and types of the Python package
-	$(BUILD)/torch/bin/ruff format -q --check --config bindings/python/pyproject.toml bindings/python benches/python_overhead.py
-	$(BUILD)/torch/bin/ruff check -q --config bindings/python/pyproject.toml bindings/python benches/python_overhead.py
+lint-python: $(TORCH)  ## format, lints and types of the Python package, and of what goes with it
+	$(BUILD)/torch/bin/ruff format -q --check --config bindings/python/pyproject.toml $(LINTED)
+	$(BUILD)/torch/bin/ruff check -q --config bindings/python/pyproject.toml $(LINTED)
 	cd bindings/python && ../../$(BUILD)/torch/bin/mypy
 
 bench-python: $(SETUP) $(TORCH) lib  ## what the Python package adds to a step

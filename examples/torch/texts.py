@@ -30,8 +30,10 @@ class Domain:
 
 
 def domains(tokenizer: PreTrainedTokenizerBase) -> list[Domain]:
-    return [_domain(name, text, tokenizer) for name, text in
-            (("licences", _licences()), ("python", _python()), ("french", _french()))]
+    return [
+        _domain(name, text, tokenizer)
+        for name, text in (("licences", _licences()), ("python", _python()), ("french", _french()))
+    ]
 
 
 def _domain(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Domain:

