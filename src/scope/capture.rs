@@ -70,7 +70,8 @@ impl Front {
             Ok(replays) => {
                 let due = self.catalog.tensors.iter().map(|t| t.counts() && t.schedule.every > 0).collect();
                 let (step, time_ns, references) = (self.step.number, monotonic_ns(), self.earlier_tasks());
-                let mut measured = Measured::new(StepSums { step, time_ns, references, ..StepSums::default() }, due);
+                let mut measured =
+                    Measured::new(StepSums { step, time_ns, references, ..StepSums::default() }, due, self.changes());
                 measured.replays = Some(replays);
                 self.step.measured = Some(Box::new(measured));
             }

@@ -57,16 +57,15 @@ impl Front {
     /// Binding between the calls of a step, as where gradients get new memory before each, ends the likeness: passes made
     /// again would read what lay there before.
     pub(super) fn recheck_steady(&mut self) {
-        let is_unchanged = self.steady.as_ref().is_some_and(|steady| steady.changes == self.changes());
+        let changes = self.changes();
         if let Some(measured) = &mut self.step.measured {
-            measured.steady &= is_unchanged;
+            measured.steady &= measured.changes == changes;
         }
     }
 
-    /// A step that is complete, if it can be made again: not if anything was bound after gradients were read, or registered
-    /// since the step began.
+    /// A step that is complete, if it can be made again: not if anything was bound or registered since it began.
     pub(super) fn new_steady(&self, measured: &Measured, is_partial: bool) -> Option<Steady> {
-        if measured.changes != Some(self.changes()) || measured.due.len() != self.catalog.tensors.len() {
+        if measured.changes != self.changes() {
             return None;
         }
         let draft = &measured.draft;

@@ -107,8 +107,8 @@ pub(super) struct Measured {
     spent_ns: u64,
     /// It is made of the same passes as the one before.
     pub steady: bool,
-    /// What was bound and kept when gradients were read.
-    pub changes: Option<(u64, u64)>,
+    /// What was bound, registered and kept when it began.
+    pub changes: (u64, u64),
     /// The step goes into a graph.
     pub replays: Option<Arc<Replays>>,
 }
@@ -147,11 +147,11 @@ impl Front {
         self.step.measured = Some(Box::new(match self.steady(step) {
             Some(steady) => {
                 let sums = StepSums { references: steady.references.clone(), ..sums };
-                Measured { steady: true, ..Measured::new(sums, steady.due.clone()) }
+                Measured { steady: true, ..Measured::new(sums, steady.due.clone(), self.changes()) }
             }
             None => {
                 let due = self.catalog.tensors.iter().map(|t| t.counts() && t.schedule.is_due(step)).collect();
-                Measured::new(StepSums { references: self.earlier_tasks(), ..sums }, due)
+                Measured::new(StepSums { references: self.earlier_tasks(), ..sums }, due, self.changes())
             }
         }));
         Ok(())
@@ -247,11 +247,9 @@ impl Front {
         self.before_pass();
         self.step.measured.as_ref().map_or(Ok(()), |measured| measured.expect_scale(scale))?;
         self.step.phase = Phase::Ready;
-        let changes = self.changes();
         let Self { catalog, tasks, queue, copies, budget, step, steady, .. } = self;
         let Some(measured) = &mut step.measured else { return Ok(()) };
         let started = monotonic_ns();
-        measured.changes = Some(changes);
         measured.draft.sums.scale = scale;
         if unreduced {
             measured.draft.sums.flags |= flag::UNREDUCED;
@@ -322,10 +320,10 @@ impl Front {
 
 impl Measured {
     /// `due`: which tensors are.
-    pub fn new(sums: StepSums, due: Arc<[bool]>) -> Self {
+    pub fn new(sums: StepSums, due: Arc<[bool]>, changes: (u64, u64)) -> Self {
         let draft = StepDraft { sums, movement: None, gradients: Vec::new(), updates: None };
         let (fed, taken) = (vec![false; due.len()], Arc::default());
-        Self { draft, due, fed, taken, spent_ns: 0, steady: false, changes: None, replays: None }
+        Self { draft, due, fed, taken, spent_ns: 0, steady: false, changes, replays: None }
     }
 
     /// A step has one scale: that of the first tensor that was fed.
