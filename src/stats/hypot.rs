@@ -6,10 +6,13 @@
 /// Within 2 units in the last place. Infinite if either is infinite, else NaN if either is NaN.
 pub fn hypot(x: f64, y: f64) -> f64 {
     let (x, y) = (x.abs(), y.abs());
+    if x.is_infinite() || y.is_infinite() {
+        return f64::INFINITY;
+    }
     let (small, large) = if x < y { (x, y) } else { (y, x) };
-    if small == 0.0 || x == f64::INFINITY || y == f64::INFINITY {
-        // Of 0 and NaN the larger may be either: their sum is what it has to be.
-        return if x == f64::INFINITY || y == f64::INFINITY { f64::INFINITY } else { small + large };
+    if small == 0.0 {
+        // NaN counts as large or small: the sum has it either way.
+        return small + large;
     }
     let ratio = small / large;
     large * (1.0 + ratio * ratio).sqrt()
