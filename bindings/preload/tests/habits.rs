@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use forgetscope::scope::schema::{kind, level::MODEL};
 use support::{Mpi, Plan, Run, preload, without_surroundings};
+use tempfile::TempDir;
 
 fn plan(mpi: Mpi, habit: &str, ranks: usize) -> Plan {
     let plan = Plan::new(mpi, mpi.program("habits"), ranks).arguments([habit]).preloaded();
@@ -76,19 +77,25 @@ fn intercommunicators_are_left_out() {
     }
 }
 
+/// A layout file of buckets that are a tensor each: name and number of elements.
+fn layout(directory: &TempDir, tensors: &[(&str, u64)]) -> String {
+    let bucket = |(name, numel): &(&str, u64)| {
+        format!(r#"{{"numel": {numel}, "tensors": [{{"name": "{name}", "offset": 0, "numel": {numel}}}]}}"#)
+    };
+    let buckets: Vec<String> = tensors.iter().map(bucket).collect();
+    let path = directory.path().join("layout.json");
+    fs::write(&path, format!(r#"{{"version": 1, "buckets": [{}]}}"#, buckets.join(", "))).unwrap();
+    path.to_str().unwrap().into()
+}
+
 /// Each reduction of a step is of its own kind, also where a layout says what is in it.
 #[test]
 fn copies_and_parts_may_be_mixed() {
     let directory = tempfile::tempdir().unwrap();
-    let layout = directory.path().join("layout.json");
-    let tensor = |name, numel| {
-        format!(r#"{{"numel": {numel}, "tensors": [{{"name": "{name}", "offset": 0, "numel": {numel}}}]}}"#)
-    };
-    let buckets = format!("{}, {}", tensor("norms", 2048), tensor("weights", 4096));
-    fs::write(&layout, format!(r#"{{"version": 1, "buckets": [{buckets}]}}"#)).unwrap();
+    let layout = layout(&directory, &[("norms", 2048), ("weights", 4096)]);
     for (mpi, has_layout) in [(Mpi::Open, false), (Mpi::Open, true), (Mpi::Mpich, true)] {
         let plan = plan(mpi, "mixed", 2);
-        let plan = if has_layout { plan.variable("FGS_PRELOAD_LAYOUT", layout.to_str().unwrap()) } else { plan };
+        let plan = if has_layout { plan.variable("FGS_PRELOAD_LAYOUT", &layout) } else { plan };
         let run = plan.run().succeeded();
         let sums = sums(&run);
         assert_eq!(sums.last().unwrap().0, 59);
@@ -102,13 +109,9 @@ fn copies_and_parts_may_be_mixed() {
 #[test]
 fn a_step_that_starts_over_is_another() {
     let directory = tempfile::tempdir().unwrap();
-    let layout = directory.path().join("layout.json");
-    let buckets = [4096, 3096, 2096].map(|numel| {
-        format!(r#"{{"numel": {numel}, "tensors": [{{"name": "t{numel}", "offset": 0, "numel": {numel}}}]}}"#)
-    });
-    fs::write(&layout, format!(r#"{{"version": 1, "buckets": [{}]}}"#, buckets.join(","))).unwrap();
+    let layout = layout(&directory, &[("first", 4096), ("second", 3096), ("third", 2096)]);
     for mpi in Mpi::ALL {
-        let run = plan(mpi, "over", 2).variable("FGS_PRELOAD_LAYOUT", layout.to_str().unwrap()).run().succeeded();
+        let run = plan(mpi, "over", 2).variable("FGS_PRELOAD_LAYOUT", &layout).run().succeeded();
         let sums = sums(&run);
         assert!(sums.len() >= 15 && sums.iter().all(|step| step.1 == 4.0 * 9288.0), "{sums:?} {}", run.said);
     }

@@ -34,11 +34,11 @@ class Attached(Session):
 
     def record_loss(self, task: str, value: float) -> None:
         """The loss of a task on held-out data, at the weights of now."""
-        self.scope.record_loss(task, float(value))
+        self.scope.record_loss(task, value)
 
     def record_eval(self, task: str, metric: str, value: float, *, higher_is_better: bool) -> None:
         """Another metric of a task on held-out data."""
-        self.scope.record_eval(task, metric, float(value), higher_is_better=higher_is_better)
+        self.scope.record_eval(task, metric, value, higher_is_better=higher_is_better)
 
     def every(self, steps: int) -> None:
         """Samples every so many steps from now on; 0: none."""

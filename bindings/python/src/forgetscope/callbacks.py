@@ -106,7 +106,7 @@ class _TaskOfTraining:
     def _record(self, task: str, value: Any) -> None:
         if self.scope is not None:
             with self._watch.guard("a loss was not recorded"):
-                self.scope.record_loss(task, float(value))
+                self.scope.record_loss(task, value)
 
 
 class HuggingFaceCallback(_TaskOfTraining, _HuggingFaceBase):

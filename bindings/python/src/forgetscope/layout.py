@@ -102,9 +102,9 @@ def from_megatron(chunk: Any, *, parallel: Parallel | None = None, is_of_experts
     `parallel`: where this process stands; as Megatron says.
     """
     from .megatron.parallel import Parallel
-    from .megatron.parameters import descriptions
+    from .megatron.parameters import descriptions, is_chunk
 
-    if not isinstance(getattr(chunk, "buffers", None), list):
+    if not is_chunk(chunk):
         raise invalid(f"chunk: a {type(chunk).__name__} is no DistributedDataParallel of Megatron-Core")
     described = descriptions(chunk, chunk.config, Parallel.of_megatron() if parallel is None else parallel)
     buckets = []

@@ -14,7 +14,7 @@ from ..attached import Attached
 from ..intercept import call_after_field, call_around
 from ..scope import Scope
 from .parallel import Parallel
-from .parameters import LocalParameter, local_parameters
+from .parameters import LocalParameter, is_chunk, local_parameters
 
 _FINALIZE = "finalize_model_grads_func"
 
@@ -43,8 +43,7 @@ class MegatronScope(Attached):
 
     def __init__(self, model: Any, optimizer: Any, config: Any, parallel: Parallel, options: dict[str, Any]) -> None:
         chunks = list(model) if isinstance(model, (list, tuple)) else [model]
-        # Every module of PyTorch has a method of this name.
-        if not chunks or not all(isinstance(getattr(chunk, "buffers", None), list) for chunk in chunks):
+        if not chunks or not all(map(is_chunk, chunks)):
             raise invalid("model: pass the chunks that are wrapped in Megatron's DistributedDataParallel")
         self._config = config or _config(chunks[0])
         self._optimizer = optimizer

@@ -15,6 +15,11 @@ from .names import is_of_expert, names_and_layers, role_of, with_expert
 from .parallel import Ownership, Parallel
 
 
+def is_chunk(model: Any) -> bool:
+    """Whether it is wrapped in Megatron's DistributedDataParallel. Every module of PyTorch has a method `buffers`."""
+    return isinstance(getattr(model, "buffers", None), list)
+
+
 @dataclass(frozen=True)
 class Description:
     """What a parameter of this rank is in the whole model."""
@@ -105,4 +110,4 @@ def _data(name: str, parameter: torch.Tensor, gradient: torch.Tensor, offset: in
     return {Data.GRAD: gradient, Data.MASTER: master}
 
 
-__all__ = ["Description", "LocalParameter", "descriptions", "local_parameters"]
+__all__ = ["Description", "LocalParameter", "descriptions", "is_chunk", "local_parameters"]
