@@ -9,6 +9,7 @@ use std::ffi::{c_int, c_void};
 use parking_lot::Mutex;
 
 use super::handles::{Handle, Handles};
+use crate::boundary::{is_on, quietly};
 use crate::real::{Library, Real, call};
 use crate::signature::Communicator;
 
@@ -27,16 +28,19 @@ pub fn communicator(handle: Handle) -> Option<Communicator> {
     asked
 }
 
-/// The communicator is about to be freed.
+/// Calls the function that frees a communicator, whose handle may then be another's.
 ///
 /// # Safety
 /// `communicator` must be NULL or point to a handle.
-pub unsafe fn forget(communicator: *const c_void) {
-    if !communicator.is_null() {
-        // SAFETY: the caller's promise.
-        let handle = unsafe { Handles::get().read(communicator, 0) };
-        KNOWN.lock().remove(&handle);
+pub unsafe fn free(communicator: *const c_void, real: impl FnOnce() -> c_int) -> c_int {
+    if is_on() && !communicator.is_null() {
+        quietly(|| {
+            // SAFETY: the caller's promise.
+            let handle = unsafe { Handles::get().read(communicator, 0) };
+            KNOWN.lock().remove(&handle);
+        });
     }
+    real()
 }
 
 /// `None`: MPI did not answer.

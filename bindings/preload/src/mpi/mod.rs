@@ -1,8 +1,9 @@
 //! The functions of MPI that are interposed, in their C form, blocking or not, with counts of 32 or 64 bits. Not seen: calls
 //! from Fortran and persistent collectives (`_init`).
 //!
-//! Each calls the real one with the arguments as they came, or its twin with counts of 32 bits where there is no real one. Sums of float and double are gradients; what is gathered or
-//! broadcast may be parameters. Results are always in the receive buffer, also with MPI_IN_PLACE.
+//! Each calls the real one with the arguments as they came, or its twin with counts of 32 bits where there is no real one.
+//! Sums of float and double are gradients; what is gathered or broadcast may be parameters. Results are always in the receive
+//! buffer, also with MPI_IN_PLACE.
 
 mod communicators;
 mod handles;
@@ -18,7 +19,7 @@ use crate::real::{Library, Real, c_name, call, interpose};
 use crate::session::Ticket;
 use crate::signature::{Communicator, Kind};
 use crate::watch;
-use communicators::{communicator, forget};
+use communicators::{communicator, free};
 use handles::{Handle, Handles};
 use requests::{look, settle};
 
@@ -322,19 +323,9 @@ interpose! {
     fn MPI_Request_get_status(request: Handle, flag: Ints, status: Out) =>
         |real| unsafe { look(request, flag, real) };
 
-    fn MPI_Comm_free(communicator: Out) => |real| {
-        if is_on() {
-            quietly(|| unsafe { forget(communicator) });
-        }
-        real()
-    };
+    fn MPI_Comm_free(communicator: Out) => |real| unsafe { free(communicator, real) };
 
-    fn MPI_Comm_disconnect(communicator: Out) => |real| {
-        if is_on() {
-            quietly(|| unsafe { forget(communicator) });
-        }
-        real()
-    };
+    fn MPI_Comm_disconnect(communicator: Out) => |real| unsafe { free(communicator, real) };
 
     // Nothing of MPI's follows: the scope is closed while everything is still there.
     fn MPI_Finalize() => |real| {
