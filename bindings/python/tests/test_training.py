@@ -295,7 +295,7 @@ def test_wrong_use_is_refused_with_the_argument(tiny):
 def test_named_tuples_go_to_the_device_of_the_model(tiny):
     from collections import namedtuple
 
-    from forgetscope.torch.references import on_device
+    from forgetscope.torch.batches import on_device
 
     batch = namedtuple("Batch", "tokens count")(batches(1, 0)[0], 3)
     moved = on_device({"inner": [batch, "text"]}, tiny.to("meta"))

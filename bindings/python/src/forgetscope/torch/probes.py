@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,11 @@ from torch import nn
 from ..scope import Scope
 from ..watch import Watch
 from .aside import aside
+from .batches import forward_of
 from .capture import Capture
 from .points import Points
-from .references import on_device
 
 Forward = Callable[[nn.Module, Any], Any]
-
-
-def forward_of(model: nn.Module, batch: Any) -> Any:
-    batch = on_device(batch, model)
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
 
 
 @dataclass(frozen=True)

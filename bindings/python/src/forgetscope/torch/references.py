@@ -20,6 +20,7 @@ from .._library import Error, invalid
 from ..scope import Scope
 from .aside import aside, same_random_numbers
 from .backward import backward, expect_plain_backward
+from .batches import forward_of
 from .bindings import Bindings
 from .sharding import is_sharded, local
 from .together import Together
@@ -34,31 +35,14 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
         raise invalid(
             f"loss_fn: what of this {kind} is the input and what the target is not known; give loss_fn(model, batch)"
         )
-    output = model(**on_device(batch, model)) if isinstance(batch, Mapping) else model(on_device(batch, model))
-    loss = getattr(output, "loss", None)
+    loss = getattr(forward_of(model, batch), "loss", None)
     if loss is None:
         raise invalid("loss_fn: the model computes no loss from this batch; give loss_fn(model, batch)")
     return loss
 
 
-def on_device(batch: Any, model: nn.Module) -> Any:
-    """A batch where the model's first parameter is."""
-    device = next(model.parameters()).device
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: on_device(value, model) for name, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        moved = [on_device(value, model) for value in batch]
-        # A named tuple takes its fields one by one.
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
-
-
 # Language models of transformers whose labels are shifted by one, so that the first of a sequence is no target.
 _CAUSAL = re.compile(r"CausalLM|^(?:GPT2|OpenAIGPT|Bert)LMHead")
-# The labels of these are if there is a decoder only, as in models of images and text.
-_GENERATING = re.compile(r"ForConditionalGeneration")
 
 
 def terms_of(model: nn.Module, batch: Any) -> int:
@@ -74,7 +58,8 @@ def _shifts_labels(model: nn.Module) -> bool:
     models = (one for one in model.modules() if hasattr(one, "config") and not type(one).__module__.startswith("peft."))
     outermost = next(models, model)
     name = type(outermost).__name__
-    if _GENERATING.search(name):
+    if "ForConditionalGeneration" in name:
+        # Of a decoder only, as in models of images and text.
         return not getattr(outermost.config, "is_encoder_decoder", False)
     return bool(_CAUSAL.search(name))
 
@@ -175,4 +160,4 @@ def _take_mean(parameters: Sequence[nn.Parameter], average: distributed.ProcessG
             parameter.grad /= distributed.get_world_size(average)
 
 
-__all__ = ["GradientPasses", "Loss", "loss_of", "on_device", "terms_of"]
+__all__ = ["GradientPasses", "Loss", "loss_of", "terms_of"]
